@@ -1,0 +1,10 @@
+# ccache and a fast linker, when they are there.
+find_program(TESSERA_CCACHE ccache)
+if(TESSERA_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${TESSERA_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${TESSERA_CCACHE})
+endif()
+find_program(TESSERA_LLD ld.lld)
+if(TESSERA_LLD)
+  add_link_options(-fuse-ld=lld)
+endif()
