@@ -1,0 +1,5 @@
+execute_process(COMMAND git -C ${SOURCE} rev-parse --short=12 HEAD OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+if(NOT commit)
+  set(commit unknown)
+endif()
+file(WRITE ${OUT} "namespace tessera { const char* build_commit() { return \"${commit}\"; } }\n")
