@@ -1,0 +1,39 @@
+// The gradient of one tile: masks and pixels in, loss and gradient out. The same bits for a tile alone, after others,
+// or repeated, for any rank that evaluates it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <memory>
+#include <vector>
+
+#include "common/config.h"
+#include "common/result.h"
+#include "worker/model/state.h"
+
+namespace tessera::model {
+
+// One tile as tensors. b images, n patches kept.
+struct Tile {
+  at::Tensor pixels;                 // [b, S, S, 3] uint8, contiguous
+  std::vector<at::Tensor> contexts;  // masks.contexts x [b, Kc] int64, ascending patch indices
+  std::vector<at::Tensor> targets;   // masks.targets x [b, Kp] int64
+};
+
+struct TileResult {
+  double loss = 0;            // the tile's own mean smooth-L1
+  double effective_rank = 0;  // exp(entropy of the singular values) of the target features; 0 when not asked
+};
+
+// Runs on the device of `state`. Not thread-safe; one per trainer. Deterministic with one compute thread; with more,
+// sums that matter are chunked so that only the class's thread count matters (DESIGN section 7).
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> make(const FunctionConfig& function, const std::string& device);
+  virtual ~Engine() = default;
+  // Writes the gradient of the tile's own mean loss (unscaled) into every bucket of `gradient` (overwrites, padding 0).
+  virtual TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) = 0;
+  // Features of the target (or context) encoder over all patches, final norm applied: [b, N, D].
+  virtual at::Tensor features(const State& state, const at::Tensor& pixels_u8, bool context_encoder) = 0;
+};
+
+}  // namespace tessera::model

@@ -1,0 +1,46 @@
+// The state of a run at a step boundary, on one device: everything that state[k] means.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <vector>
+
+#include "common/digest.h"
+#include "worker/model/layout.h"
+
+namespace tessera::model {
+
+// One flat fp32 buffer per bucket, 64-byte aligned, zero padding.
+using FlatBuffers = std::vector<at::Tensor>;
+
+struct State {
+  Layout layout;
+  FlatBuffers weights;     // context encoder and predictor
+  FlatBuffers target;      // encoder buckets only (entries of predictor buckets are undefined tensors)
+  FlatBuffers exp_avg;
+  FlatBuffers exp_avg_sq;
+  at::Tensor context_position;    // [N, D] fp32, frozen
+  at::Tensor target_position;     // [N, D] fp32, drifts under the published EMA
+  at::Tensor predictor_position;  // [N, P] fp32, frozen
+  int64_t step = 0;        // k: updates done
+  int64_t adam_steps = 0;  // Adam's own count; does not advance on skipped steps
+
+  // state[0] of the configuration: weights by Philox (purpose kInit, keyed by the hash of the tensor's name and the
+  // element; Box-Muller in double, cast), std 0.02, biases 0, LayerNorm 1 / 0; the target is a copy.
+  static State initial(const FunctionConfig& function);
+  // Right shapes, everything zero: to be filled by a checkpoint or a peer.
+  static State empty(const FunctionConfig& function);
+
+  // A view of one tensor in one role's buffers.
+  at::Tensor view(const FlatBuffers& role, const TensorPlace& place) const;
+
+  // INTERFACES.md "state_digest": weights, target, exp_avg, exp_avg_sq under their full names, and Adam's step count;
+  // frozen and position tables excluded. Every element of every role.
+  StateDigest digest() const;
+};
+
+// A set of gradient buffers for the layout (zero).
+FlatBuffers make_buffers(const Layout& layout);
+// "gradient.<name>" digest of a set of buffers.
+StateDigest gradient_digest(const Layout& layout, const FlatBuffers& gradient);
+
+}  // namespace tessera::model

@@ -1,0 +1,46 @@
+// One optimizer update and the EMA target, in scalar arithmetic whose bits do not depend on slicing, ISA or threads.
+// AdamW (Loshchilov and Hutter) as torch computes it; EMA over everything the published code averages.
+#pragma once
+
+#include <cstdint>
+
+#include "worker/model/state.h"
+
+namespace tessera::optimizer {
+
+// Schedules of the published code (facts: ijepa 3.1), step k counted from 0: the values of its update k + 1.
+struct StepRates {
+  double lr = 0;
+  double weight_decay = 0;
+  double ema = 0;  // momentum applied after the update
+};
+class Schedule {
+ public:
+  // steps_per_epoch and total_steps of RunLength; ipe_scale stretches all. Pure.
+  Schedule(const FunctionConfig& function, const RunLength& length);
+  StepRates at(Step step) const;
+
+ private:
+  OptimizerConfig config_;
+  double total_ = 0, warmup_ = 0;
+};
+
+struct GradientSummary {
+  bool finite = true;
+  double norm = 0;  // l2 of the scaled gradient
+};
+// From the reduced gradient alone, the same on every rank.
+GradientSummary summarize(const model::State& state, const model::FlatBuffers& gradient, float scale);
+
+// Applies the summed gradient, multiplied once by `scale` = float(1 / tiles): AdamW on weights and moments of every
+// bucket (adam_steps advances), then state.step + 1. The target is not touched. A skipped step (non-finite gradient)
+// advances state.step only.
+void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool skipped);
+
+// T = m T + (1 - m) theta for floats [first, last) of the concatenated encoder buckets (bucket order), into `out`
+// (last - first floats), reading state.target and state.weights; T is not touched.
+void ema_slice(const model::State& state, float momentum, int64_t first, int64_t last, float* out);
+// The same for the position table, in place (every rank does it itself).
+void ema_position(model::State& state, float momentum);
+
+}  // namespace tessera::optimizer
