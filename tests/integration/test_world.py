@@ -1,0 +1,176 @@
+"""The one idea, on real processes: the same weights for any number of workers and loaders and any deaths on the way."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import unittest
+
+from cluster import TINY, Up, WorldTest, processes, program, wait_for
+
+
+class SameBits(WorldTest):
+    _reference = None
+
+    def reference(self):
+        if SameBits._reference is None:
+            SameBits._reference = self.run_once("--workers", "1", name="reference")
+        return SameBits._reference
+
+    def assert_same(self, result):
+        reference = self.reference()
+        self.assertEqual(result["step"], reference["step"])
+        self.assertEqual(result["state_digest"], reference["state_digest"])
+        self.assertEqual(result["batch_digest"], reference["batch_digest"])
+
+    def test_any_number_of_workers_and_loaders(self):
+        self.assertEqual(self.reference()["step"], 30)
+        for workers, loaders in ((2, 1), (3, 2), (4, 1)):
+            with self.subTest(workers=workers, loaders=loaders):
+                self.assert_same(self.run_once("--workers", str(workers), "--loaders", str(loaders), name=f"w{workers}l{loaders}"))
+
+    def test_more_workers_than_tiles_are_spares(self):
+        self.assert_same(self.run_once("--workers", "7", name="spares"))
+
+    def test_loader_threads_do_not_matter(self):
+        self.assert_same(self.run_once("--workers", "2", sets=["operation.loader_threads=3"], name="threads"))
+
+    def test_local_and_broadcast_ema_agree(self):
+        self.assert_same(self.run_once("--workers", "2", sets=["operation.ema_distribution=local"], name="local"))
+
+    def test_trainer_killed_in_mid_run(self):
+        up = self.up("--workers", "2", name="killed")
+        up.wait_step(7)
+        os.kill(up.pids("tessera-trainer")[0], signal.SIGKILL)
+        result = up.finish()
+        self.assertGreaterEqual(result["generations"], 2)
+        self.assert_same(result)
+
+    def test_every_trainer_killed_at_once(self):
+        up = self.up("--workers", "2", name="allkilled")
+        up.wait_step(13)
+        for pid in up.pids("tessera-trainer"):
+            os.kill(pid, signal.SIGKILL)
+        self.assert_same(up.finish())
+        self.ledger(up)
+
+    def test_loader_killed(self):
+        up = self.up("--workers", "2", "--loaders", "2", name="loaderkilled")
+        up.wait_step(5)
+        os.kill(up.pids("tessera-loader")[0], signal.SIGKILL)
+        self.assert_same(up.finish())
+
+    def test_hung_trainer_is_replaced(self):
+        up = self.up("--workers", "2", name="hung")
+        up.wait_step(6)
+        os.kill(up.pids("tessera-trainer")[1], signal.SIGSTOP)
+        self.assert_same(up.finish())
+
+    def test_everything_killed_then_resumed(self):
+        up = self.up("--workers", "2", name="run")
+        up.wait_step(16)
+        up.kill()
+        again = self.up("--workers", "3", "--resume", name="run")
+        self.assert_same(again.finish())
+        self.ledger(again)
+
+    def test_stopped_by_ctrl_c_then_resumed(self):
+        up = self.up("--workers", "2", name="run")
+        up.wait_step(4)
+        up.process.send_signal(signal.SIGINT)
+        stopped = up.finish(expect=75)
+        self.assertLess(stopped["step"], 30)
+        self.assertTrue(stopped["checkpoints"])
+        self.assertIn("--resume", up.stderr())
+        self.assertEqual(processes("tessera-trainer", str(up.run_dir)), [])
+        self.assert_same(self.up("--workers", "1", "--resume", name="run").finish())
+
+    def test_steps_flag_stops_and_resume_goes_on(self):
+        first = self.run_once("--workers", "2", "--steps", "12", name="run")
+        self.assertEqual(first["step"], 12)
+        self.assert_same(self.run_once("--workers", "2", "--resume", name="run"))
+
+
+class SecondStart(WorldTest):
+    def test_unfinished_run_is_never_touched_silently(self):
+        up = self.up("--workers", "1", name="run")
+        up.wait_step(3)
+        up.process.send_signal(signal.SIGINT)
+        up.finish(expect=75)
+        again = self.up("--workers", "1", name="run")
+        again.finish(expect=64)
+        for word in ("--resume", "--fresh"):
+            self.assertIn(word, again.stderr())
+
+    def test_finished_run_prints_its_summary(self):
+        first = self.run_once("--workers", "1", "--set", "function.steps=3", "--set", "function.warmup_steps=1", name="run")
+        second = self.run_once("--workers", "1", "--set", "function.steps=3", "--set", "function.warmup_steps=1", name="run")
+        self.assertEqual(first["state_digest"], second["state_digest"])
+
+
+class BadInput(WorldTest):
+    def refused(self, code, *needles, sets=(), args=(), config=TINY):
+        up = self.up(*args, sets=sets, config=config, name="bad")
+        up.finish(expect=code, deadline_s=60)
+        text = up.stderr()
+        for needle in needles:
+            self.assertIn(needle, text)
+        return text
+
+    def test_missing_dataset(self):
+        self.refused(65, "no-such-folder", sets=["operation.data_path=no-such-folder"])
+
+    def test_wrong_key(self):
+        self.refused(78, "function.sead", "function.seed", sets=["function.sead=1"])
+
+    def test_fewer_samples_than_a_step(self):
+        self.refused(78, "fewer than one step", sets=["function.batch.tile_size=512"])
+
+    def test_masks_that_no_position_satisfies(self):
+        self.refused(78, "min_keep", sets=["function.masks.min_keep=30"])
+
+    def test_port_in_use(self):
+        import socket
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            self.refused(74, str(taken.getsockname()[1]), "in use", sets=[f"operation.http.port={taken.getsockname()[1]}"])
+
+    def test_wrong_flag(self):
+        result = subprocess.run([program("tessera"), "up", str(TINY), "--wrokers", "2"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 64)
+        self.assertIn("--wrokers", result.stderr)
+
+    def test_missing_config(self):
+        self.refused(78, "no-such.yaml", config="no-such.yaml")
+
+    def test_unreadable_image(self):
+        folder = os.path.join(self.folder, "images", "a")
+        os.makedirs(folder)
+        make = subprocess.run([program("tessera-data"), "make-scenes", "--out", os.path.join(self.folder, "tars"), "--count", "40", "--size", "64"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(make.returncode, 0, make.stderr)
+        import tarfile
+        import glob
+        for shard in glob.glob(os.path.join(self.folder, "tars", "*.tar")):
+            with tarfile.open(shard) as tar:
+                for member in tar.getmembers():
+                    if member.name.endswith((".jpg", ".png")):
+                        with open(os.path.join(folder, os.path.basename(member.name)), "wb") as out:
+                            out.write(tar.extractfile(member).read())
+        victim = os.path.join(folder, sorted(os.listdir(folder))[3])
+        with open(victim, "r+b") as file:
+            file.truncate(os.path.getsize(victim) // 2)
+        self.refused(65, os.path.basename(victim), sets=[f"operation.data_path={os.path.join(self.folder, 'images')}"])
+
+
+class Startup(unittest.TestCase):
+    def test_nothing_but_trainer_and_model_links_libtorch(self):
+        for name in ("tessera", "tessera-coordinator", "tessera-worker", "tessera-loader", "tessera-data"):
+            with self.subTest(name):
+                libraries = subprocess.run(["ldd", program(name)], capture_output=True, text=True, check=True).stdout
+                self.assertNotIn("libtorch", libraries)
+                self.assertNotIn("libc10", libraries)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
