@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/ids.h"
 #include "worker/model/state.h"
 
 namespace tessera::optimizer {
@@ -22,7 +23,7 @@ class Schedule {
 
  private:
   OptimizerConfig config_;
-  double total_ = 0, warmup_ = 0;
+  double total_ = 0, ema_total_ = 0, warmup_ = 0;
 };
 
 struct GradientSummary {

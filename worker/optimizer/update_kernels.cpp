@@ -1,0 +1,49 @@
+#include "worker/optimizer/update_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TESSERA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define TESSERA_CLONES
+#endif
+
+namespace tessera::optimizer::kernels {
+
+TESSERA_CLONES
+void adamw(const float* __restrict g, float* __restrict p, float* __restrict m, float* __restrict v, int64_t n, const AdamW& args) {
+  const AdamW a = args;
+  const float rest1 = 1.0f - a.beta1, rest2 = 1.0f - a.beta2;
+  for (int64_t i = 0; i < n; ++i) {
+    const float grad = g[i] * a.scale;
+    const float moment = a.beta1 * m[i] + rest1 * grad;
+    const float square = a.beta2 * v[i] + rest2 * (grad * grad);
+    m[i] = moment;
+    v[i] = square;
+    p[i] = p[i] * a.decay - a.step_size * (moment / (std::sqrt(square) / a.root_bc2 + a.eps));
+  }
+}
+
+TESSERA_CLONES
+void ema(const float* __restrict target, const float* __restrict weights, float momentum, int64_t n, float* __restrict out) {
+  const float rest = 1.0f - momentum;
+  for (int64_t i = 0; i < n; ++i) out[i] = momentum * target[i] + rest * weights[i];
+}
+
+TESSERA_CLONES
+double sum_of_squares(const float* x, int64_t n) {
+  double lanes[8] = {};
+  for (int64_t i = 0; i < n; i += 8) {
+    const int64_t end = std::min<int64_t>(8, n - i);
+    for (int64_t lane = 0; lane < end; ++lane) lanes[lane] += double(x[i + lane]) * double(x[i + lane]);
+  }
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+TESSERA_CLONES
+void add(const float* __restrict a, const float* __restrict b, float* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
+}
+
+}  // namespace tessera::optimizer::kernels

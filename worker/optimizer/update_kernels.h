@@ -1,0 +1,24 @@
+// The update's arithmetic over float arrays: no LibTorch, no contraction, so neither ISA nor slicing changes a bit.
+#pragma once
+
+#include <cstdint>
+
+namespace tessera::optimizer::kernels {
+
+// One AdamW step's constants, computed in double and rounded once.
+struct AdamW {
+  float scale;      // 1 / tiles, multiplied into the summed gradient
+  float step_size;  // lr / (1 - beta1^t)
+  float root_bc2;   // sqrt(1 - beta2^t)
+  float decay;      // 1 - lr * weight_decay, or 1
+  float eps, beta1, beta2;
+};
+// p, m, v [n] in place from the summed gradient g [n].
+void adamw(const float* g, float* p, float* m, float* v, int64_t n, const AdamW& a);
+// out = momentum * target + (1 - momentum) * weights.
+void ema(const float* target, const float* weights, float momentum, int64_t n, float* out);
+// Sum of squares in double over fixed chunks; NaN or Inf where an element is.
+double sum_of_squares(const float* x, int64_t n);
+void add(const float* a, const float* b, float* out, int64_t n);
+
+}  // namespace tessera::optimizer::kernels
