@@ -212,11 +212,6 @@ struct TrainerStatus {  // heartbeat, every 200 ms, from the control thread
 
 // ---- checkpoints ----
 
-struct CheckpointTensor {
-  std::string name;
-  std::string dtype;  // "F32"
-  std::vector<int64_t> shape;
-};
 // One rank's file of an attempt is written, synced and hashed.
 struct CheckpointFile {
   Generation generation;
