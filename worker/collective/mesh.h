@@ -1,0 +1,87 @@
+// The trainers' own TCP mesh: one connection between each two ranks of a generation. Votes, the host collective and
+// state transfers run over it. A listener lives as long as the trainer; a Mesh as long as a generation.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/result.h"
+
+namespace tessera::collective {
+
+// An eventfd that, once raised, makes every wait of the meshes that watch it return kRebuildWorld at once.
+class AbortSignal {
+ public:
+  AbortSignal();
+  ~AbortSignal();
+  AbortSignal(const AbortSignal&) = delete;
+  AbortSignal& operator=(const AbortSignal&) = delete;
+  void raise();  // any thread
+  void clear();
+  bool raised() const { return raised_; }
+  int descriptor() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+  std::atomic<bool> raised_{false};
+};
+
+// Listening socket of the trainer.
+class MeshListener {
+ public:
+  // address: local address to bind; port 0 takes a free one. Error: kIo.
+  static Result<std::unique_ptr<MeshListener>> open(const std::string& address);
+  ~MeshListener();
+  int port() const { return port_; }
+  int descriptor() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+  int port_ = 0;
+};
+
+struct MeshPeer {
+  Rank rank = 0;
+  std::string address;  // host:port
+};
+
+struct Piece {
+  void* data = nullptr;
+  size_t size = 0;
+};
+
+class Mesh {
+ public:
+  // Connects to every lower rank and accepts every higher one; a handshake carries run, generation and rank, and
+  // connections of another generation are closed. Errors: kRebuildWorld (deadline passed, peer unreachable, aborted),
+  // naming the ranks that are missing.
+  static Result<std::unique_ptr<Mesh>> connect(MeshListener& listener, const std::string& run_id, Generation generation, Rank rank,
+                                               const std::vector<MeshPeer>& peers, AbortSignal& abort, Millis timeout_ms);
+  ~Mesh();
+  Rank rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+
+  // Sends out[r] to rank r and receives in[r] from it, all at once, in order. Errors: kRebuildWorld, naming the peer that
+  // closed, or the ranks still awaited when nothing moved for timeout_ms (0: no limit).
+  Status transfer(std::vector<std::vector<Piece>> out, std::vector<std::vector<Piece>> in, Millis timeout_ms);
+  // Rank named by the last error, -1 when none.
+  Rank suspect() const { return suspect_; }
+  int64_t bytes_sent() const { return bytes_sent_; }
+
+ private:
+  Mesh(Rank rank, int world_size, AbortSignal& abort) : rank_(rank), world_size_(world_size), abort_(abort), fd_(size_t(world_size), -1) {}
+  Rank rank_;
+  int world_size_;
+  AbortSignal& abort_;
+  std::vector<int> fd_;
+  Rank suspect_ = -1;
+  int64_t bytes_sent_ = 0;
+};
+
+}  // namespace tessera::collective
