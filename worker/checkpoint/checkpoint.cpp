@@ -1,0 +1,202 @@
+#include "worker/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
+
+#include "common/file.h"
+
+namespace tessera::checkpoint {
+namespace {
+
+using nlohmann::json;
+
+TensorView view_of(const std::string& name, const std::vector<int64_t>& shape, const float* data) {
+  const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  return {name, "F32", shape, data, count * 4};
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+json scalars_json(const Scalars& s) {
+  return {{"schema", 1},
+          {"step", s.step},
+          {"adam_steps", s.adam_steps},
+          {"lineage", s.lineage},
+          {"function_id", s.function_id},
+          {"function", s.function_yaml},
+          {"numerics_class", s.numerics_class},
+          {"state_digest", to_hex(s.state_digest)},
+          {"sample_position", s.sample_position}};
+}
+
+json tensors_json(const std::vector<TensorView>& tensors, const std::string& file) {
+  json list = json::array();
+  for (const auto& t : tensors) list.push_back({{"name", t.name}, {"dtype", t.dtype}, {"shape", t.shape}, {"file", file}});
+  return list;
+}
+
+}  // namespace
+
+std::vector<TensorView> state_tensors(const model::State& s) {
+  std::vector<TensorView> out;
+  const auto data = [](const model::FlatBuffers& role, const model::TensorPlace& place) {
+    return role[size_t(place.bucket)].const_data_ptr<float>() + place.offset;
+  };
+  for (const auto& place : s.layout.tensors) {
+    out.push_back(view_of(place.name, place.shape, data(s.weights, place)));
+    if (place.network == model::Network::kContextEncoder) out.push_back(view_of(place.target_name(), place.shape, data(s.target, place)));
+    out.push_back(view_of("optimizer.exp_avg." + place.name, place.shape, data(s.exp_avg, place)));
+    out.push_back(view_of("optimizer.exp_avg_sq." + place.name, place.shape, data(s.exp_avg_sq, place)));
+  }
+  const auto table = [&](const std::string& name, const at::Tensor& t) {
+    out.push_back(view_of(name, {1, t.size(0), t.size(1)}, t.const_data_ptr<float>()));
+  };
+  table("context_encoder.pos_embed", s.context_position);
+  table("target_encoder.pos_embed", s.target_position);
+  table("predictor.predictor_pos_embed", s.predictor_position);
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return out;
+}
+
+std::vector<std::vector<size_t>> deal(const std::vector<TensorView>& tensors, int world_size) {
+  std::vector<size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return tensors[a].size_bytes > tensors[b].size_bytes; });
+  std::vector<std::vector<size_t>> out{size_t(world_size)};
+  std::vector<int64_t> load(size_t(world_size), 0);
+  for (const size_t i : order) {
+    const size_t writer = size_t(std::min_element(load.begin(), load.end()) - load.begin());
+    out[writer].push_back(i);
+    load[writer] += tensors[i].size_bytes;
+  }
+  for (auto& list : out) std::sort(list.begin(), list.end());
+  return out;
+}
+
+Snapshot take_snapshot(const model::State& state, const Scalars& scalars, Generation generation, Rank rank, int world_size) {
+  Snapshot snapshot{scalars, generation, rank, world_size, {}, {}};
+  const auto all = state_tensors(state);
+  const auto mine = deal(all, world_size)[size_t(rank)];
+  int64_t floats = 0;
+  for (const size_t i : mine) floats += all[i].size_bytes / 4;
+  snapshot.bytes.resize(size_t(floats));
+  float* at = snapshot.bytes.data();
+  for (const size_t i : mine) {
+    std::memcpy(at, all[i].data, size_t(all[i].size_bytes));
+    TensorView view = all[i];
+    view.data = at;
+    snapshot.tensors.push_back(view);
+    at += all[i].size_bytes / 4;
+  }
+  return snapshot;
+}
+
+std::string attempt_name(Generation generation, Step step) {
+  return ".attempt-" + std::to_string(generation.term) + "-" + std::to_string(generation.number) + "-" + std::to_string(step);
+}
+
+std::string file_name(Rank rank, int world_size) {
+  char text[64];
+  std::snprintf(text, sizeof text, "state-%05d-of-%05d.safetensors", rank, world_size);
+  return text;
+}
+
+Result<proto::CheckpointFile> write_snapshot(const Snapshot& s, const std::string& root) {
+  proto::CheckpointFile message{s.generation, s.scalars.step, attempt_name(s.generation, s.scalars.step), s.rank, s.world_size, file_name(s.rank, s.world_size), 0, {}, ""};
+  const std::string folder = root + "/" + message.attempt;
+  TESSERA_TRY(make_folders(folder));
+  TESSERA_ASSIGN(const WrittenFile written, write_safetensors(folder + "/" + message.file, s.tensors, {{"format", "pt"}}));
+  TESSERA_TRY(fsync_folder(folder));
+  message.size_bytes = written.size_bytes;
+  message.hash = written.hash;
+  json part{{"tensors", tensors_json(s.tensors, message.file)}};
+  if (s.rank == 0) part["scalars"] = scalars_json(s.scalars);
+  message.manifest_part = part.dump();
+  return message;
+}
+
+Result<Manifest> read_manifest(const std::string& folder) {
+  const std::string path = folder + "/manifest.json";
+  TESSERA_ASSIGN(const std::string text, read_file(path));
+  const json doc = json::parse(text, nullptr, false);
+  const auto bad = [&](const std::string& what) { return fail(ErrorCode::kFixData, path + ": " + what); };
+  if (!doc.is_object()) return bad("is no JSON object: damaged");
+  if (doc.value("schema", 0) != 1) return bad("schema " + std::to_string(doc.value("schema", 0)) + ", this version reads 1");
+  try {
+    Manifest m;
+    m.folder = folder;
+    m.scalars.step = doc.at("step").get<int64_t>();
+    m.scalars.adam_steps = doc.at("adam_steps").get<int64_t>();
+    m.scalars.lineage = doc.at("lineage").get<std::string>();
+    m.scalars.function_id = doc.at("function_id").get<std::string>();
+    m.scalars.function_yaml = doc.at("function").get<std::string>();
+    m.scalars.numerics_class = doc.at("numerics_class").get<std::string>();
+    m.scalars.sample_position = doc.value("sample_position", int64_t{0});
+    TESSERA_ASSIGN(m.scalars.state_digest, state_digest_from_hex(doc.at("state_digest").get<std::string>()));
+    for (const auto& file : doc.at("files")) {
+      Manifest::File f;
+      f.name = file.at("file").get<std::string>();
+      f.size_bytes = file.at("size_bytes").get<int64_t>();
+      TESSERA_ASSIGN(f.hash, hash_from_hex(file.at("hash").get<std::string>()));
+      if (f.name.find('/') != std::string::npos) return bad("file name " + f.name + " leaves the folder");
+      m.files.push_back(f);
+    }
+    return m;
+  } catch (const json::exception& e) {
+    return bad(std::string("a field is missing or of the wrong kind: ") + e.what());
+  }
+}
+
+Result<model::State> read_checkpoint(const std::string& folder, const FunctionConfig& function) {
+  TESSERA_ASSIGN(const Manifest manifest, read_manifest(folder));
+  model::State state = model::State::empty(function);
+  state.step = manifest.scalars.step;
+  state.adam_steps = manifest.scalars.adam_steps;
+  std::map<std::string, TensorView> wanted;
+  for (const auto& view : state_tensors(state)) wanted[view.name] = view;
+  for (const auto& file : manifest.files) {
+    const std::string path = folder + "/" + file.name;
+    TESSERA_ASSIGN(const Hash128 hash, hash_file(path));
+    if (hash != file.hash) return fail(ErrorCode::kFixData, path + ": its hash differs from the manifest's: the file is damaged");
+    TESSERA_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::open(path));
+    for (const auto& have : tensors.tensors()) {
+      const auto it = wanted.find(have.name);
+      if (it == wanted.end()) return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " belongs to another model than the configuration's");
+      if (have.dtype != "F32" || have.shape != it->second.shape)
+        return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " is " + have.dtype + " " + shape_text(have.shape) + ", the configuration needs F32 " + shape_text(it->second.shape));
+      std::memcpy(const_cast<void*>(it->second.data), have.data, size_t(have.size_bytes));
+      wanted.erase(it);
+    }
+  }
+  if (!wanted.empty()) return fail(ErrorCode::kFixData, folder + ": tensor " + wanted.begin()->first + " and " + std::to_string(wanted.size() - 1) + " more are missing");
+  if (state.digest() != manifest.scalars.state_digest) return fail(ErrorCode::kFixData, folder + ": the state's digest differs from the manifest's: damaged");
+  return state;
+}
+
+Status write_checkpoint(const model::State& state, const Scalars& scalars, const std::string& folder) {
+  const std::filesystem::path final_path = std::filesystem::absolute(folder);
+  const std::string root = final_path.parent_path().string();
+  if (std::filesystem::exists(final_path)) return fail(ErrorCode::kIo, folder + " exists; choose another --out or remove it");
+  const Snapshot snapshot = take_snapshot(state, scalars, {}, 0, 1);
+  TESSERA_ASSIGN(const proto::CheckpointFile file, write_snapshot(snapshot, root));
+  json manifest = scalars_json(scalars);
+  manifest["files"] = json::array({{{"file", file.file}, {"size_bytes", file.size_bytes}, {"hash", to_hex(file.hash)}}});
+  manifest["tensors"] = tensors_json(snapshot.tensors, file.file);
+  const std::string attempt = root + "/" + file.attempt;
+  TESSERA_TRY(write_file_atomic(attempt + "/manifest.json", manifest.dump(1)));
+  std::error_code error;
+  std::filesystem::rename(attempt, final_path, error);
+  if (error) return fail(ErrorCode::kIo, "cannot rename " + attempt + " to " + folder + ": " + error.message());
+  return fsync_folder(root);
+}
+
+}  // namespace tessera::checkpoint
