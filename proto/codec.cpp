@@ -42,6 +42,11 @@ void get(const wire::Goodbye& w, proto::Goodbye* s) {
   s->exit_code = w.exit_code();
 }
 
+void put(const proto::Reintroduce&, wire::Reintroduce*) {
+}
+void get(const wire::Reintroduce&, proto::Reintroduce*) {
+}
+
 void put(const proto::BuildInfo& s, wire::BuildInfo* w) {
   w->set_version(s.version);
   w->set_commit(s.commit);
@@ -657,6 +662,7 @@ struct PutPayload {
   void operator()(const proto::Refused& s) const { put(s, w->mutable_refused()); }
   void operator()(const proto::Shutdown& s) const { put(s, w->mutable_shutdown()); }
   void operator()(const proto::Goodbye& s) const { put(s, w->mutable_goodbye()); }
+  void operator()(const proto::Reintroduce& s) const { put(s, w->mutable_reintroduce()); }
   void operator()(const proto::DaemonHello& s) const { put(s, w->mutable_daemon_hello()); }
   void operator()(const proto::DaemonWelcome& s) const { put(s, w->mutable_daemon_welcome()); }
   void operator()(const proto::DaemonStatus& s) const { put(s, w->mutable_daemon_status()); }
@@ -699,6 +705,7 @@ struct Name {
   const char* operator()(const Refused&) const { return "Refused"; }
   const char* operator()(const Shutdown&) const { return "Shutdown"; }
   const char* operator()(const Goodbye&) const { return "Goodbye"; }
+  const char* operator()(const Reintroduce&) const { return "Reintroduce"; }
   const char* operator()(const DaemonHello&) const { return "DaemonHello"; }
   const char* operator()(const DaemonWelcome&) const { return "DaemonWelcome"; }
   const char* operator()(const DaemonStatus&) const { return "DaemonStatus"; }
@@ -747,6 +754,7 @@ bool get_payload(const wire::Envelope& w, Payload* out) {
     case wire::Envelope::kRefused: return take<proto::Refused>(w.refused(), out);
     case wire::Envelope::kShutdown: return take<proto::Shutdown>(w.shutdown(), out);
     case wire::Envelope::kGoodbye: return take<proto::Goodbye>(w.goodbye(), out);
+    case wire::Envelope::kReintroduce: return take<proto::Reintroduce>(w.reintroduce(), out);
     case wire::Envelope::kDaemonHello: return take<proto::DaemonHello>(w.daemon_hello(), out);
     case wire::Envelope::kDaemonWelcome: return take<proto::DaemonWelcome>(w.daemon_welcome(), out);
     case wire::Envelope::kDaemonStatus: return take<proto::DaemonStatus>(w.daemon_status(), out);

@@ -41,6 +41,8 @@ struct Goodbye {
   std::string reason;
   int32_t exit_code = 0;
 };
+// To a peer that a restarted coordinator does not know: say hello again.
+struct Reintroduce {};
 struct BuildInfo {
   std::string version;
   std::string commit;
@@ -347,7 +349,7 @@ struct DatasetInfo {
   std::vector<std::string> class_names;  // may be empty
 };
 
-using Payload = std::variant<std::monostate, Refused, Shutdown, Goodbye, DaemonHello, DaemonWelcome, DaemonStatus, TrainerExited,
+using Payload = std::variant<std::monostate, Refused, Shutdown, Goodbye, Reintroduce, DaemonHello, DaemonWelcome, DaemonStatus, TrainerExited,
                              FenceTrainer, TrainerFenced, TrainerHello, TrainerWelcome, TrainerReady, WorldStart, WorldStarted,
                              WorldFault, WorldStop, Sealed, WorldDirective, StepDone, StepDoneAck, TrainerStatus, CheckpointFile,
                              CheckpointFailed, CheckpointPublished, LoaderHello, LoaderWelcome, LoaderDataset, LoaderStatus,

@@ -46,4 +46,9 @@ void add(const float* __restrict a, const float* __restrict b, float* __restrict
   for (int64_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
 
+TESSERA_CLONES
+void accumulate(float* __restrict a, const float* __restrict b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) a[i] = a[i] + b[i];
+}
+
 }  // namespace tessera::optimizer::kernels

@@ -19,6 +19,9 @@ void adamw(const float* g, float* p, float* m, float* v, int64_t n, const AdamW&
 void ema(const float* target, const float* weights, float momentum, int64_t n, float* out);
 // Sum of squares in double over fixed chunks; NaN or Inf where an element is.
 double sum_of_squares(const float* x, int64_t n);
+// out must be neither a nor b.
 void add(const float* a, const float* b, float* out, int64_t n);
+// a += b.
+void accumulate(float* a, const float* b, int64_t n);
 
 }  // namespace tessera::optimizer::kernels

@@ -1,0 +1,88 @@
+// Pulls tiles from loaders ahead of their use: one thread, one socket per loader, never more pixels asked for than the
+// byte budget. Any loader can answer for any tile: a late or broken answer is asked for again elsewhere, a duplicate is
+// thrown away, bytes are verified against their hashes.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "common/config.h"
+#include "proto/channel.h"
+#include "worker/collective/mesh.h"
+
+namespace tessera::trainer {
+
+struct FetchedTile {
+  proto::TileHeader header;
+  std::vector<uint8_t> pixels;
+};
+
+class Fetcher {
+ public:
+  Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender);
+  ~Fetcher();
+
+  // The loaders to ask; any time. Requests to loaders that are no longer listed are asked elsewhere.
+  void set_loaders(const proto::ShardAssignment& assignment);
+  // What will be needed: the tiles [tiles.begin, tiles.end) of every step from `first_step` up to `end_step`. Replaces the
+  // previous wish; tiles already here or on the way are kept when they are in it.
+  void want(Step first_step, Step end_step, TileRange tiles);
+  // The tile, once it is here. Errors: kRebuildWorld when aborted; kFixData when a loader says that the run must stop
+  // (its reason, with the exit code); never times out.
+  Result<FetchedTile> take(Step step, TileIndex tile, const collective::AbortSignal& abort);
+
+ private:
+  using Key = std::pair<Step, TileIndex>;
+  struct Request {
+    Key key;
+    std::string loader;
+    Millis last_progress = 0;
+    std::optional<proto::TileHeader> header;
+    std::vector<uint8_t> pixels;
+    int64_t received_bytes = 0;
+  };
+  struct Loader {
+    std::unique_ptr<proto::Client> client;
+    std::string address;
+    Millis quiet_until = 0;  // no new requests before: it was late or refused
+  };
+
+  void run(std::stop_token stop);
+  void reconcile_loaders();
+  void ask_ahead(Millis now);
+  void drop_late(Millis now);
+  bool receive_all();
+  void on_message(const std::string& loader, proto::Incoming incoming);
+  void on_frame(const std::string& loader, const proto::TileFrame& frame, const std::string& raw);
+  void complete(uint64_t id);
+  void give_up(uint64_t id, const std::string& why);
+  std::optional<Key> next_missing() const;
+
+  const FunctionConfig function_;
+  const int64_t tile_bytes_;
+  const size_t window_;  // tiles that may be held or on the way
+  const std::string sender_;
+
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::optional<proto::ShardAssignment> new_assignment_;
+  Step first_step_ = 0, end_step_ = 0;
+  TileRange tiles_;
+  std::map<Key, FetchedTile> ready_;
+  std::optional<Error> fatal_;
+
+  std::map<std::string, Loader> loaders_;     // fetch thread only
+  std::map<uint64_t, Request> requests_;      // fetch thread only
+  uint64_t next_id_ = 1;
+  double tile_seconds_ = 0.1;                 // smoothed latency
+  int wake_fd_ = -1;
+  std::jthread thread_;
+};
+
+}  // namespace tessera::trainer

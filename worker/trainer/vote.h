@@ -1,0 +1,40 @@
+// The vote fence (DESIGN section 4): before a step is applied every rank tells every other what it holds, over the mesh.
+// Pure comparison here; the trainer moves the bytes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/digest.h"
+#include "common/ids.h"
+#include "common/result.h"
+
+namespace tessera::trainer {
+
+// Fixed layout on the wire (same build on both ends: the mesh's handshake and the coordinator's version check see to it).
+struct Vote {
+  uint64_t term = 0, number = 0;
+  int64_t step = 0;
+  StateDigest state;     // of state[step], every role, taken after the step's last backward
+  StateDigest gradient;  // of the reduced gradient
+  StateDigest batch;     // sum of the tile digests of the rank's own tiles
+  int64_t stop_after = -1;  // rank 0's word: stop once state[stop_after] is reached
+  uint64_t checkpoint = 0;  // rank 0's word: snapshot at the next boundary
+};
+
+struct Agreement {
+  StateDigest batch;  // of the whole step
+  int64_t stop_after = -1;
+  bool checkpoint = false;
+};
+
+// What the votes of all ranks, in rank order, decide. Error kRebuildWorld: some vote is of another generation or step, or
+// digests differ; the message names the ranks and what differs ("rank 2 holds other weights of step 41 than ranks 0, 1").
+// suspect: the rank in the minority, -1 when there is none.
+struct Disagreement {
+  std::string reason;
+  Rank suspect = -1;
+};
+tl::expected<Agreement, Disagreement> tally(const std::vector<Vote>& votes);
+
+}  // namespace tessera::trainer
