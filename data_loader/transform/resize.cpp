@@ -1,0 +1,96 @@
+#include "data_loader/transform/resize.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tessera::data {
+namespace {
+
+constexpr int kBits = 22;
+
+double weight_of(Filter filter, double x) {
+  x = std::fabs(x);
+  if (filter == Filter::kBilinear) return x < 1.0 ? 1.0 - x : 0.0;
+  constexpr double a = -0.5;
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+// Pillow's precompute_coeffs and normalize_coeffs_8bpc for a box [0, in).
+void prepare(ResizeScratch::Weights& w, int in, int out, Filter filter) {
+  if (w.in == in && w.out == out && w.filter == filter) return;
+  const double scale = double(in) / out, filter_scale = std::max(scale, 1.0);
+  const double support = (filter == Filter::kBilinear ? 1.0 : 2.0) * filter_scale, step = 1.0 / filter_scale;
+  w.in = in, w.out = out, w.filter = filter;
+  w.taps = int(std::ceil(support)) * 2 + 1;
+  w.first.assign(size_t(out), 0), w.count.assign(size_t(out), 0), w.weight.assign(size_t(out) * size_t(w.taps), 0);
+  std::vector<double> k(size_t(w.taps), 0.0);
+  for (int x = 0; x < out; ++x) {
+    const double centre = (x + 0.5) * scale;
+    const int first = std::max(0, int(centre - support + 0.5)), count = std::min(in, int(centre + support + 0.5)) - first;
+    double total = 0;
+    for (int i = 0; i < count; ++i) total += k[size_t(i)] = weight_of(filter, (i + first - centre + 0.5) * step);
+    for (int i = 0; i < count; ++i) {
+      const double value = (total != 0.0 ? k[size_t(i)] / total : k[size_t(i)]) * (1 << kBits);
+      w.weight[size_t(x) * size_t(w.taps) + size_t(i)] = int32_t(value < 0 ? value - 0.5 : value + 0.5);
+    }
+    w.first[size_t(x)] = first, w.count[size_t(x)] = count;
+  }
+}
+
+uint8_t clip8(int32_t value) {
+  value >>= kBits;
+  return uint8_t(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+void horizontal_row(const uint8_t* in, const ResizeScratch::Weights& w, uint8_t* out) {
+  for (int x = 0; x < w.out; ++x) {
+    const int32_t* weight = w.weight.data() + size_t(x) * size_t(w.taps);
+    const uint8_t* pixel = in + size_t(w.first[size_t(x)]) * 3;
+    int32_t r = 1 << (kBits - 1), g = r, b = r;
+    for (int i = 0; i < w.count[size_t(x)]; ++i, pixel += 3) r += pixel[0] * weight[i], g += pixel[1] * weight[i], b += pixel[2] * weight[i];
+    out[3 * x] = clip8(r), out[3 * x + 1] = clip8(g), out[3 * x + 2] = clip8(b);
+  }
+}
+
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+__attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#endif
+void vertical_row(const uint8_t* in, int64_t row_bytes, const int32_t* weight, int count, int bytes, uint8_t* out) {
+  for (int at = 0; at < bytes; at += 64) {
+    int32_t sum[64];
+    const int n = std::min(64, bytes - at);
+    for (int j = 0; j < n; ++j) sum[j] = 1 << (kBits - 1);
+    for (int i = 0; i < count; ++i) {
+      const uint8_t* row = in + i * row_bytes + at;
+      const int32_t k = weight[i];
+      for (int j = 0; j < n; ++j) sum[j] += row[j] * k;
+    }
+    for (int j = 0; j < n; ++j) {
+      const int32_t value = sum[j] >> kBits;
+      out[at + j] = uint8_t(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
+  }
+}
+
+}  // namespace
+
+void crop_resize(const uint8_t* rgb, int64_t row_bytes, const proto::CropBox& box, int size, Filter filter, uint8_t* out, ResizeScratch& s) {
+  prepare(s.horizontal, box.width, size, filter);
+  prepare(s.vertical, box.height, size, filter);
+  const int64_t between_row = int64_t{size} * 3;
+  s.between.resize(size_t(box.height) * size_t(between_row));
+  for (int y = 0; y < box.height; ++y)
+    horizontal_row(rgb + (box.top + y) * row_bytes + box.left * 3, s.horizontal, s.between.data() + y * between_row);
+  for (int y = 0; y < size; ++y) {
+    uint8_t* row = out + y * between_row;
+    vertical_row(s.between.data() + s.vertical.first[size_t(y)] * between_row, between_row, s.vertical.weight.data() + size_t(y) * size_t(s.vertical.taps),
+                 s.vertical.count[size_t(y)], int(between_row), row);
+    if (box.flip)
+      for (int x = 0; x < size / 2; ++x)
+        for (int c = 0; c < 3; ++c) std::swap(row[3 * x + c], row[3 * (size - 1 - x) + c]);
+  }
+}
+
+}  // namespace tessera::data
