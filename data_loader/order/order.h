@@ -1,71 +1,57 @@
-// Which sample is where in an epoch, and where in which epoch a step begins. Pure functions of (seed, epoch, position).
-//
-// shuffle: global  one permutation of all samples per epoch, O(1) memory (order/permutation.h, purpose kShuffle).
-// shuffle: block   the manifest's blocks are permuted (kShuffleBlocks); each run of kWindowBlocks blocks in that order is a
-//                  window, whose samples are permuted among themselves (kShuffle, one stream per window). A reader
-//                  needs kWindowBlocks blocks at a time, each once per epoch.
+// Which sample stands at which position of an epoch, and which positions a step's tile covers. Pure; the same on every
+// loader.
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "common/config.h"
 #include "common/ids.h"
-#include "common/result.h"
 
-namespace tessera {
+namespace tessera::data {
 
-inline constexpr int kWindowBlocks = 16;
-
-// The order's identity: everything that sample_at depends on beside (epoch, position).
-struct SampleOrder {
-  enum class Shuffle {
-    kGlobal,
-    kBlock,
-  };
-  Shuffle shuffle = Shuffle::kGlobal;
-  uint64_t seed = 0;
-  int64_t sample_count = 0;
-  std::vector<int64_t> block_firsts;  // first sample of each block, ascending, [0] = 0; only used by kBlock
-};
-// block_firsts: the manifest's block table. Errors: kFixConfig if the shuffle is unknown or there are no samples,
-// kFixData if the block table does not start at 0 or does not ascend below sample_count.
-Result<SampleOrder> make_order(const FunctionConfig& function, int64_t sample_count, std::span<const int64_t> block_firsts);
-
-// The order within one epoch; O(blocks) to make for kBlock, O(1) for kGlobal. Immutable: share it among threads.
-// Holds a pointer to the order, which must outlive it.
-class EpochOrder {
+// Bijection of [0, count): a balanced Feistel network over Philox on the next even power of two, walked until it lands
+// inside (Black and Rogaway, "Ciphers with arbitrary finite domains"). O(1) memory.
+// purpose stream: (seed, purpose, round and half, salt).
+class Permutation {
  public:
-  EpochOrder(const SampleOrder& order, int64_t epoch);
-  int64_t epoch() const { return epoch_; }
-  SampleId sample_at(int64_t position) const;    // position in [0, sample_count)
-  int64_t position_of(SampleId sample) const;  // the inverse
+  Permutation(uint64_t count, uint64_t seed, uint32_t purpose, uint32_t salt);
+  uint64_t operator()(uint64_t index) const;
 
  private:
-  int64_t block_begin(int64_t block) const;
-  int64_t block_end(int64_t block) const;
-
-  const SampleOrder* order_;
-  int64_t epoch_;
-  std::vector<int64_t> blocks_;         // kBlock: block at each place of the permuted order
-  std::vector<int64_t> place_of_;       // its inverse
-  std::vector<int64_t> place_begins_;   // first position of each place, then sample_count
+  uint64_t once(uint64_t index) const;
+  uint64_t count_;
+  uint64_t seed_;
+  uint32_t purpose_, salt_;
+  int half_bits_;
 };
 
-// One value without keeping an EpochOrder: O(blocks) for kBlock.
-SampleId sample_at(const SampleOrder& order, int64_t epoch, int64_t position);
+// The order of one epoch. shuffle global: one permutation of all samples. shuffle block: the manifest's blocks are
+// permuted; each window of kWindowBlocks blocks in that order has its samples permuted, so that few shards are open.
+class EpochOrder {
+ public:
+  static constexpr int kWindowBlocks = 16;
+  // block_first: first sample of each block, ascending, starting with 0 (used by shuffle block only).
+  EpochOrder(const FunctionConfig& function, int64_t sample_count, const std::vector<SampleId>& block_first, int64_t epoch);
+  SampleId sample_at(int64_t position) const;
 
-// Where a tile of a step lies. No step spans two epochs; the last sample_count - steps_per_epoch * global positions of an
-// epoch are its tail and are not trained on.
-struct TilePosition {
+ private:
+  struct Window {
+    int64_t first_position = 0;
+    std::vector<std::pair<int64_t, SampleId>> blocks;  // (first index within the window, first sample)
+    int64_t size = 0;
+  };
+  uint64_t seed_;
+  uint32_t epoch_;
+  Permutation all_;
+  std::vector<Window> windows_;  // empty for global
+};
+
+// Positions of a tile: step k, tile t cover [first, first + tile_size) of epoch k / steps_per_epoch.
+struct TilePlace {
   int64_t epoch = 0;
-  int64_t first_position = 0;  // of the tile's first sample; the others follow
+  int64_t first_position = 0;
 };
-// steps_per_epoch: of run_length (common/config.h), >= 1; step >= 0; tile in [0, batch.tiles).
-TilePosition tile_position(const BatchConfig& batch, int64_t steps_per_epoch, Step step, TileIndex tile);
+TilePlace tile_place(const FunctionConfig& function, int64_t steps_per_epoch, Step step, TileIndex tile);
 
-// Sample ids of a tile, in its order; `order` must be of tile_position's epoch.
-std::vector<SampleId> tile_samples(const EpochOrder& order, const BatchConfig& batch, const TilePosition& position);
-
-}  // namespace tessera
+}  // namespace tessera::data

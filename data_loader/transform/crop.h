@@ -1,45 +1,38 @@
-// Random resized crop: which box of an image is used. Pure.
-// Rule: torchvision 0.26 RandomResizedCrop.get_params, arithmetic and order of draws as goldens/README "crop_params":
-//   up to 10 tries of two words each: s = k1/2^24 (s1-s0) + s0 and a = exp(k2/2^24 (l1-l0) + l0) in float, k = low 24 bits
-//   of a word, l = float log of the ratio's bounds; w = round(sqrt(area a)), h = round(sqrt(area / a)) in double, halves to
-//   even; accepted if it fits; then top = word mod (H-h+1), left = word mod (W-w+1). Else the largest central box whose
-//   ratio is within the bounds, without further words.
-// exp and log are taken in double and rounded to float before use: libm differs in the last bit of a float exp.
+// Parameters of a random resized crop: torchvision's RandomResizedCrop.get_params over any source of 32-bit words, so
+// that the published generator and ours drive the same code. Pure.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "common/config.h"
-#include "common/ids.h"
-#include "common/philox.h"
-#include "data_loader/decode/decode.h"
 #include "proto/messages.h"
 
-namespace tessera {
+namespace tessera::data {
 
-using proto::CropBox;
+// words.next_u32(): uniform 32-bit words. A uniform number is the low 24 bits / 2^24; a corner is a word modulo its range.
+// Scale and log-ratio in fp32 as torch draws them, exp in double rounded to fp32, areas and roots in double, rounding
+// half to even. Ten tries, then the central fallback. Returns the box inside width x height.
+template <typename Words>
+proto::CropBox draw_crop(int width, int height, const Pair& scale, const Pair& ratio, Words& words) {
+  const auto uniform = [&](float low, float high) { return float(words.next_u32() & 0xFFFFFFu) * 0x1p-24f * (high - low) + low; };
+  const float log_low = float(std::log(double(float(ratio[0])))), log_high = float(std::log(double(float(ratio[1]))));
+  const double area = double(height) * double(width);
+  for (int attempt = 0; attempt < 10; ++attempt) {
+    const double target_area = area * double(uniform(float(scale[0]), float(scale[1])));
+    const double aspect = double(float(std::exp(double(uniform(log_low, log_high)))));
+    const int w = int(std::nearbyint(std::sqrt(target_area * aspect))), h = int(std::nearbyint(std::sqrt(target_area / aspect)));
+    if (w > 0 && w <= width && h > 0 && h <= height) {
+      const int top = int(words.next_u32() % uint32_t(height - h + 1)), left = int(words.next_u32() % uint32_t(width - w + 1));
+      return {top, left, h, w, false};
+    }
+  }
+  const double in_ratio = double(width) / double(height);
+  int w = width, h = height;
+  if (in_ratio < std::min(ratio[0], ratio[1])) h = int(std::nearbyint(w / std::min(ratio[0], ratio[1])));
+  else if (in_ratio > std::max(ratio[0], ratio[1])) w = int(std::nearbyint(h * std::max(ratio[0], ratio[1])));
+  return {(height - h) / 2, (width - w) / 2, h, w, false};
+}
 
-// A stream of uniformly distributed 32-bit words.
-class WordSource {
- public:
-  virtual ~WordSource() = default;
-  virtual uint32_t next_u32() = 0;
-};
-
-class PhiloxWords final : public WordSource {
- public:
-  PhiloxWords(uint64_t seed, Purpose purpose, uint64_t index, uint32_t epoch_or_step)
-      : stream_(seed, purpose, index, epoch_or_step) {}
-  uint32_t next_u32() override { return stream_.next_u32(); }
-
- private:
-  PhiloxStream stream_;
-};
-
-// image: >= 1 x 1. scale: shares of the area, ratio: width / height; both low <= high, > 0. The box lies inside the image.
-CropBox draw_crop(WordSource& words, const ImageSize& image, const Pair& scale, const Pair& ratio);
-
-// The crop of a sample in an epoch: words of Philox kCrop; flip, when data.horizontal_flip is on, of kFlip.
-CropBox crop_of(const FunctionConfig& function, int64_t epoch, SampleId sample, const ImageSize& image);
-
-}  // namespace tessera
+}  // namespace tessera::data

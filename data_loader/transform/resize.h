@@ -1,49 +1,33 @@
-// Antialiased resize, equal to Pillow's Image.resize byte for byte (Pillow 9 to 13, 8 bits per channel). Pure.
-// Rule: src/libImaging/Resample.c. Weights in double, normalised, rounded to 22-bit fixed point; horizontal pass, rounded
-// to bytes; vertical pass. Only pixels of the view are read. The vector twin (AVX2, chosen at run time) gives the same
-// bytes as the scalar code: tests/unit/data_loader/resize_test.cpp.
+// Crop, then antialiased resize with Pillow's arithmetic, byte for byte: fixed-point weights of 22 bits, a horizontal and
+// a vertical pass with rounding to uint8 between them; nothing outside the crop box is read.
+// Source: Pillow src/libImaging/Resample.c.
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <string>
+#include <vector>
 
-#include "common/result.h"
-#include "data_loader/decode/decode.h"
+#include "proto/messages.h"
 
-namespace tessera {
+namespace tessera::data {
 
-enum class Interpolation {
-  kBilinear,  // triangle filter, support 1
+enum class Filter {
+  kBilinear,  // triangle, support 1
   kBicubic,   // a = -0.5, support 2
 };
-// "bilinear" | "bicubic". Error: kFixConfig.
-Result<Interpolation> interpolation_of(const std::string& name);
 
-enum class ResizeCode {
-  kBest,    // the fastest that this CPU has
-  kScalar,  // portable
+// Working memory that a thread keeps from image to image.
+struct ResizeScratch {
+  std::vector<uint8_t> between;
+  struct Weights {
+    int in = -1, out = -1;
+    Filter filter = Filter::kBilinear;
+    int taps = 0;
+    std::vector<int> first, count;
+    std::vector<int32_t> weight;  // out x taps
+  } horizontal, vertical;
 };
 
-// Holds the weight tables and the rows between the passes, to be reused from image to image. One thread at a time.
-class Resizer {
- public:
-  explicit Resizer(ResizeCode code = ResizeCode::kBest);
-  ~Resizer();
-  Resizer(Resizer&&) noexcept;
-  Resizer& operator=(Resizer&&) noexcept;
+// rgb: rows of row_bytes, 3 bytes a pixel; box inside it; writes size x size x 3 bytes, mirrored if box.flip.
+void crop_resize(const uint8_t* rgb, int64_t row_bytes, const proto::CropBox& box, int size, Filter filter, uint8_t* out, ResizeScratch& scratch);
 
-  // in: >= 1 x 1, sides up to 2^20; vector code is used for 4-byte pixels, whose last row must be readable 64 bytes beyond
-  // its end (as an Image's is). out_height, out_width >= 1. Writes out_height x out_width x 3 bytes (RGB, packed) at out,
-  // and nothing outside them.
-  void resize(const PixelView& in, int out_height, int out_width, Interpolation interpolation, uint8_t* out);
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
-
-// Mirrors each row of height x width x 3 packed bytes in place.
-void flip_horizontal(uint8_t* pixels, int height, int width);
-
-}  // namespace tessera
+}  // namespace tessera::data
