@@ -245,6 +245,7 @@ void put(const proto::WorldFault& s, wire::WorldFault* w) {
   w->set_reason(s.reason);
   w->set_suspect(s.suspect);
   w->set_digests_differ(s.digests_differ);
+  w->set_bad_checkpoint(s.bad_checkpoint);
 }
 void get(const wire::WorldFault& w, proto::WorldFault* s) {
   get(w.generation(), &s->generation);
@@ -252,6 +253,7 @@ void get(const wire::WorldFault& w, proto::WorldFault* s) {
   s->reason = w.reason();
   s->suspect = w.suspect();
   s->digests_differ = w.digests_differ();
+  s->bad_checkpoint = w.bad_checkpoint();
 }
 
 void put(const proto::WorldStop& s, wire::WorldStop* w) {

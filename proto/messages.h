@@ -155,6 +155,7 @@ struct WorldFault {
   std::string reason;
   Rank suspect = -1;
   bool digests_differ = false;
+  bool bad_checkpoint = false;  // the checkpoint that WorldStart named cannot be read: take an older one
 };
 struct WorldStop {
   Generation generation;

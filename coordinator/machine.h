@@ -1,0 +1,242 @@
+// The coordinator's decisions as one pure state machine: no clock, socket, disk, thread, randomness or logging inside.
+// The daemon (coordinator/daemon.h) turns messages into events and effects into messages and transactions; the simulator
+// (tests/sim) runs the same step().
+//
+// World changes (DESIGN section 4):
+//   planned    WorldDirective -> every member seals at the same boundary -> WorldStart of the next generation
+//   unplanned  WorldStop -> Sealed from every live member, silent ones fenced -> decide() -> WorldStart
+// decide() is where the source of state is chosen: see world.cpp.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "common/config.h"
+#include "proto/messages.h"
+
+namespace tessera::coordinator {
+
+enum class RunState {
+  kPending,     // waits for a loader to say what the dataset is
+  kStarting,    // waits for workers, or the first world connects
+  kRunning,     // steps are being committed
+  kRecovering,  // a world broke; the next is being formed
+  kPaused,      // stopped where it was told to; can be resumed
+  kDraining,    // a planned stop with a checkpoint is on its way
+  kSucceeded,   // all steps are done
+  kFailed,      // see the reason
+  kCancelled,   // stopped by an operator
+};
+const char* run_state_name(RunState state);  // "RUNNING", as INTERFACES.md
+
+enum class WorkerState { kJoining, kReady, kRunning, kSuspect, kLost, kDraining, kGone, kFenced };
+const char* worker_state_name(WorkerState state);
+
+// What does not change during a coordinator's life.
+struct MachineConfig {
+  FunctionConfig function;
+  OperationConfig operation;
+  std::string run_id;
+  std::string run_dir;
+  std::string checkpoint_root;
+  std::string lineage;
+  uint64_t term = 0;
+  // Failure detection. Silence counts from the last message of any kind.
+  Millis silence_ms = 3000;       // trainers, daemons, loaders send a heartbeat every 200 ms
+  Millis starting_silence_ms = 60000;  // while a trainer loads and warms up
+  Millis phase_slack_ms = 5000;   // a phase may take twice the usual step and this
+  Millis gather_ms = 10000;       // how long a world waits for more workers than min_workers
+  Millis start_deadline_ms = 60000;
+  Millis seal_deadline_ms = 5000;
+  Millis adopt_ms = 10000;        // after a restart: how long members of a running world may take to come back
+};
+
+struct Worker {
+  WorkerId id;
+  std::string peer;
+  std::string daemon;  // name of its node daemon, empty when none is known
+  uint64_t incarnation = 0;
+  std::string host, device, numerics_class, mesh_address;
+  WorkerState state = WorkerState::kJoining;
+  std::string reason;
+  Rank rank = -1;
+  Step step = -1;
+  proto::Phase phase = proto::Phase::kStarting;
+  double phase_seconds = 0, step_seconds_p50 = 0;
+  int64_t memory_bytes = 0;
+  Millis last_heard = 0;
+  bool welcomed = false, ready = false;
+};
+
+struct Daemon {
+  std::string peer, host;
+  uint64_t incarnation = 0;
+  std::vector<proto::DeviceSlot> slots;
+  Millis last_heard = 0;
+};
+
+struct Loader {
+  std::string peer, address, host;
+  uint64_t incarnation = 0;
+  bool serving = false;
+  std::string reason;
+  proto::LoaderStatus status;
+  int64_t shard_count = 0;
+  Millis last_heard = 0;
+};
+
+struct Dataset {
+  Hash128 manifest_digest;
+  int64_t sample_count = 0;
+  std::string decoder_fingerprint;
+};
+
+enum class WorldPhase {
+  kNone,      // no generation is active
+  kStarting,  // WorldStart was sent; not all have answered
+  kRunning,   // all members reported WorldStarted
+  kSealing,   // WorldStop was sent; members seal
+};
+
+struct World {
+  WorldPhase phase = WorldPhase::kNone;
+  Generation generation;
+  std::vector<proto::Member> members;
+  Millis since = 0;
+  Step start_step = 0;
+  std::set<WorkerId> started;
+  std::map<WorkerId, proto::Sealed> sealed;
+  std::set<WorkerId> lost;            // members that will not answer
+  bool planned_stop = false;          // a directive is on its way
+  std::string stop_reason;
+};
+
+struct StepRecord {
+  StateDigest batch, state;
+  bool operator==(const StepRecord&) const = default;
+};
+
+struct CheckpointEntry {
+  Step step = 0;
+  std::string path;
+  int64_t size_bytes = 0;
+  StateDigest state_digest;
+  bool ok = true;
+  std::string reason;
+  Millis published_at = 0;
+};
+
+struct Attempt {
+  Step step = 0;
+  int32_t world_size = 0;
+  std::map<Rank, proto::CheckpointFile> files;
+  bool publishing = false;
+};
+
+struct Alert {
+  std::string severity, reason;
+  Millis since = 0;
+};
+
+struct State {
+  RunState run_state = RunState::kPending;
+  std::string reason = "waiting for a data loader";
+  std::optional<Dataset> dataset;
+  RunLength length;
+  std::string numerics_class;  // of the run's first trainer
+  std::map<WorkerId, Worker> workers;
+  std::map<std::string, Daemon> daemons;
+  std::map<std::string, Loader> loaders;
+  int64_t assignment_version = 0;
+  World world;
+  uint64_t next_number = 1;       // generation number within the term
+  int64_t generation_count = 0;
+  std::map<Step, StepRecord> ledger;
+  Hash128 batch_chain;            // over all committed steps, in order
+  Step committed = 0;             // steps 0 .. committed-1 are in the ledger
+  StateDigest last_state_digest;
+  std::optional<proto::StepDone> last_step;
+  Millis last_progress = 0;
+  int64_t skipped_total = 0, skipped_in_row = 0;
+  std::map<Step, CheckpointEntry> checkpoints;
+  std::map<std::string, Attempt> attempts;
+  std::map<std::string, int> faults_at_step;  // "step:cause" -> count
+  bool stop_asked = false;
+  std::string stop_reason;
+  std::optional<Step> stop_boundary;  // reached by all, waits for its checkpoint
+  Millis gather_since = -1;
+  std::vector<Alert> alerts;
+  bool finished = false;
+};
+
+// ---- events ----
+
+struct MessageEvent {
+  std::string peer;    // routing identity
+  std::string sender;  // name in the envelope
+  uint64_t incarnation = 0;
+  proto::Payload payload;
+};
+struct TickEvent {};
+struct StopCommand {
+  std::string reason;
+};
+struct CheckpointCommand {};
+struct PublishDone {
+  std::string attempt;
+  CheckpointEntry entry;  // ok false: the reason
+};
+using Event = std::variant<MessageEvent, TickEvent, StopCommand, CheckpointCommand, PublishDone>;
+
+// ---- effects, in the order in which they must be carried out ----
+
+struct Send {
+  std::string peer;
+  proto::Payload payload;
+};
+struct StoreStep {  // durable before the next effect
+  proto::StepDone done;
+  Hash128 batch_chain;
+};
+struct StoreMeta {
+  std::string key, value;
+};
+struct PublishCheckpoint {  // write the manifest, rename, answer with PublishDone
+  std::string attempt;
+  Step step = 0;
+  std::vector<proto::CheckpointFile> files;  // by rank
+  Hash128 batch_chain;
+};
+struct RemoveCheckpoint {
+  Step step = 0;
+  std::string path;
+};
+struct LogEvent {
+  std::string severity;  // info | warning | error
+  std::string text;
+};
+struct Finish {
+  int exit_code = 0;
+  std::string reason;
+};
+using Effect = std::variant<Send, StoreStep, StoreMeta, PublishCheckpoint, RemoveCheckpoint, LogEvent, Finish>;
+using Effects = std::vector<Effect>;
+
+// Takes one event. Pure: equal state, config, event and time give equal effects.
+Effects step(State& state, const MachineConfig& config, const Event& event, Millis now);
+
+// Values of `function` that this version cannot evaluate, as a sentence; empty when it can.
+std::string unsupported(const FunctionConfig& function);
+
+// The step at which a run of this configuration ends now: total steps, or operation.stop_at_step.
+Step final_step(const State& state, const MachineConfig& config);
+
+// For a restarted coordinator: the world that the store remembers, so that a running world is adopted.
+std::string print_world(const World& world);
+Result<World> parse_world(const std::string& text);
+
+}  // namespace tessera::coordinator

@@ -1,0 +1,270 @@
+#include <algorithm>
+
+#include "common/version.h"
+#include "coordinator/machine_parts.h"
+
+namespace tessera::coordinator {
+namespace {
+
+bool version_fits(Context& c, const std::string& peer, const std::string& who, const proto::BuildInfo& build) {
+  if (build.version == kVersion && build.protocol == kProtocolVersion) return true;
+  refuse(c, peer, who + " is Tessera " + build.version + " (protocol " + std::to_string(build.protocol) + "), this coordinator " + kVersion + " (protocol " +
+                      std::to_string(kProtocolVersion) + "); install the same version on every host", exit_codes::kVersionMismatch);
+  return false;
+}
+
+std::string seconds(Millis ms) {
+  return std::to_string(ms / 1000) + "." + std::to_string(ms % 1000 / 100) + " s";
+}
+
+void welcome(Context& c, Worker& worker) {
+  if (!c.state.dataset || worker.welcomed) return;
+  worker.welcomed = true;
+  proto::TrainerWelcome w;
+  w.run_id = c.config.run_id;
+  w.run_dir = c.config.run_dir;
+  w.lineage = c.config.lineage;
+  w.function_yaml = print_function(c.config.function);
+  w.operation_yaml = print_operation(c.config.operation);
+  w.checkpoint_root = c.config.checkpoint_root;
+  w.sample_count = c.state.dataset->sample_count;
+  w.steps_per_epoch = c.state.length.steps_per_epoch;
+  w.total_steps = c.state.length.total_steps;
+  w.warmup_steps = c.state.length.warmup_steps;
+  c.send(worker.peer, w);
+}
+
+std::string daemon_of(const State& state, const WorkerId& id) {
+  for (const auto& [name, daemon] : state.daemons)
+    for (const auto& slot : daemon.slots)
+      if (slot.worker_id == id) return name;
+  return "";
+}
+
+// The trainer's process is known to be dead.
+void worker_dead(Context& c, const WorkerId& id, uint64_t incarnation, const std::string& reason) {
+  const auto it = c.state.workers.find(id);
+  if (it == c.state.workers.end() || it->second.incarnation != incarnation) return;
+  Worker& worker = it->second;
+  if (is_member(c.state.world, id)) lose_member(c, worker, WorkerState::kGone, reason);
+  worker.state = WorkerState::kGone;
+  worker.reason = reason;
+  worker.ready = false;
+  worker.rank = -1;
+}
+
+}  // namespace
+
+void refuse(Context& c, const std::string& peer, const std::string& reason, int exit_code) {
+  c.alert("warning", "refused: " + reason);
+  c.send(peer, proto::Refused{reason, exit_code});
+}
+
+Worker* worker_of_peer(Context& c, const std::string& peer) {
+  for (auto& [id, worker] : c.state.workers)
+    if (worker.peer == peer && worker.state != WorkerState::kGone) return &worker;
+  return nullptr;
+}
+
+void on_daemon_hello(Context& c, const MessageEvent& e, const proto::DaemonHello& hello) {
+  if (!version_fits(c, e.peer, "node daemon " + e.sender, hello.build)) return;
+  const bool known = c.state.daemons.contains(e.sender) && c.state.daemons[e.sender].incarnation == e.incarnation;
+  c.state.daemons[e.sender] = {e.peer, hello.host, e.incarnation, hello.slots, c.now};
+  if (!known) c.log("info", "node daemon " + e.sender + " on " + hello.host + " offers " + std::to_string(hello.slots.size()) + " workers");
+  for (auto& [id, worker] : c.state.workers) worker.daemon = daemon_of(c.state, id);
+  c.send(e.peer, proto::DaemonWelcome{c.config.run_id, c.config.run_dir, print_function(c.config.function), print_operation(c.config.operation)});
+}
+
+void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHello& hello) {
+  if (!version_fits(c, e.peer, "trainer " + hello.worker_id, hello.build)) return;
+  if (hello.highest_term > c.config.term)
+    return refuse(c, e.peer, "trainer " + hello.worker_id + " obeys term " + std::to_string(hello.highest_term) + ", this coordinator holds the older term " + std::to_string(c.config.term), exit_codes::kFenced);
+  if (c.state.numerics_class.empty()) {
+    c.state.numerics_class = hello.numerics_class;
+    c.effects.push_back(StoreMeta{"numerics_class", hello.numerics_class});
+  } else if (c.state.numerics_class != hello.numerics_class) {
+    return refuse(c, e.peer, "trainer " + hello.worker_id + " computes in the numerics class '" + hello.numerics_class + "', the run in '" + c.state.numerics_class +
+                                 "': equal bits cannot be promised; use like devices and the same build", exit_codes::kConfig);
+  }
+  Worker& worker = c.state.workers[hello.worker_id];
+  const bool same = worker.incarnation == e.incarnation && worker.state != WorkerState::kGone;
+  if (!same && worker.incarnation != 0) worker_dead(c, hello.worker_id, worker.incarnation, "a new process took its place");
+  if (same && worker.welcomed && worker.peer == e.peer) {  // its first hello crossed our welcome
+    worker.last_heard = c.now;
+    return;
+  }
+  const bool adopted = c.state.world.phase == WorldPhase::kRunning && hello.generation == c.state.world.generation &&
+                       std::any_of(c.state.world.members.begin(), c.state.world.members.end(),
+                                   [&](const auto& m) { return m.worker_id == hello.worker_id && m.incarnation == e.incarnation; });
+  worker = Worker{};
+  worker.id = hello.worker_id;
+  worker.peer = e.peer;
+  worker.incarnation = e.incarnation;
+  worker.host = hello.host, worker.device = hello.device, worker.numerics_class = hello.numerics_class, worker.mesh_address = hello.mesh_address;
+  worker.daemon = daemon_of(c.state, hello.worker_id);
+  worker.last_heard = c.now;
+  worker.step = hello.applied;
+  worker.reason = c.state.dataset ? "warming up" : "waits for the dataset";
+  if (adopted) {
+    worker.state = WorkerState::kRunning, worker.ready = true, worker.reason = "adopted with its world";
+    for (const auto& m : c.state.world.members)
+      if (m.worker_id == worker.id) worker.rank = m.rank;
+    c.state.world.started.insert(worker.id);
+  } else if (hello.generation != Generation{} && hello.applied >= 0) {
+    worker.ready = true;  // warmed up in an older world; its state counts for nothing here
+    worker.state = WorkerState::kReady;
+  }
+  c.log("info", "worker " + worker.id + " joined from " + worker.host + (adopted ? ", adopted with generation " + to_string(hello.generation) : ""));
+  welcome(c, worker);
+  if (c.state.dataset) assign_shards(c);
+}
+
+void welcome_trainers(Context& c) {
+  for (auto& [id, worker] : c.state.workers)
+    if (worker.state != WorkerState::kGone) welcome(c, worker);
+}
+
+void on_trainer_exited(Context& c, const proto::TrainerExited& exited) {
+  const auto it = c.state.workers.find(exited.worker_id);
+  const bool known = it != c.state.workers.end() && (it->second.incarnation == exited.incarnation || exited.incarnation == 0);
+  c.log(exited.exit_code == 0 ? "info" : "warning", "worker " + exited.worker_id + " ended: " + exited.cause + (exited.will_restart ? "; its daemon starts it again" : ""));
+  if (known) worker_dead(c, exited.worker_id, it->second.incarnation, exited.cause);
+  // Codes that a new process would meet again end the run, with the trainer's own reason when it said one.
+  const int code = exited.exit_code;
+  if (code == exit_codes::kConfig || code == exit_codes::kDataCorrupt)
+    finish(c, RunState::kFailed, code, known && !it->second.reason.empty() ? "worker " + exited.worker_id + ": " + it->second.reason : exited.cause);
+}
+
+void on_fenced(Context& c, const proto::TrainerFenced& fenced) { worker_dead(c, fenced.worker_id, fenced.incarnation, "fenced: its daemon killed it"); }
+
+void on_goodbye(Context& c, const MessageEvent& e, const proto::Goodbye& goodbye) {
+  if (Worker* worker = worker_of_peer(c, e.peer)) {
+    c.log(goodbye.exit_code == 0 ? "info" : "warning", "worker " + worker->id + " leaves: " + goodbye.reason);
+    const WorkerId id = worker->id;
+    worker_dead(c, id, worker->incarnation, goodbye.reason);
+    if (goodbye.exit_code == exit_codes::kConfig || goodbye.exit_code == exit_codes::kDataCorrupt || goodbye.exit_code == exit_codes::kNonFinite)
+      finish(c, RunState::kFailed, goodbye.exit_code, "worker " + id + ": " + goodbye.reason);
+    return;
+  }
+  if (c.state.loaders.erase(e.sender) > 0) {
+    c.log("info", "loader " + e.sender + " leaves: " + goodbye.reason);
+    assign_shards(c);
+  }
+  if (c.state.daemons.contains(e.sender)) {
+    c.log("info", "node daemon " + e.sender + " leaves: " + goodbye.reason);
+    for (const auto& slot : c.state.daemons[e.sender].slots)
+      if (const auto it = c.state.workers.find(slot.worker_id); it != c.state.workers.end()) worker_dead(c, slot.worker_id, it->second.incarnation, "its daemon left");
+    c.state.daemons.erase(e.sender);
+  }
+}
+
+void on_loader_hello(Context& c, const MessageEvent& e, const proto::LoaderHello& hello) {
+  if (!version_fits(c, e.peer, "loader " + e.sender, hello.build)) return;
+  Loader& loader = c.state.loaders[e.sender];
+  if (loader.incarnation == e.incarnation && loader.peer == e.peer) return;
+  loader = Loader{};
+  loader.peer = e.peer, loader.address = hello.data_address, loader.host = hello.host, loader.incarnation = e.incarnation, loader.last_heard = c.now;
+  loader.reason = "opens the dataset";
+  c.log("info", "loader " + e.sender + " joined from " + hello.host);
+  proto::LoaderWelcome w;
+  w.run_id = c.config.run_id;
+  w.run_dir = c.config.run_dir;
+  FunctionConfig function = c.config.function;
+  if (c.state.dataset) function.data.manifest_digest = to_hex(c.state.dataset->manifest_digest);
+  w.function_yaml = print_function(function);
+  w.data_path = c.config.operation.data_path;
+  w.manifest_folder = c.config.run_dir + "/../.manifests";
+  w.loader_threads = c.config.operation.loader_threads;
+  c.send(e.peer, w);
+}
+
+void on_loader_dataset(Context& c, const MessageEvent& e, const proto::LoaderDataset& d) {
+  Loader& loader = c.state.loaders[e.sender];
+  if (!d.error.empty()) {
+    loader.reason = d.error;
+    if (c.state.dataset) return refuse(c, e.peer, "loader " + e.sender + ": " + d.error, d.exit_code ? d.exit_code : exit_codes::kDataCorrupt);
+    return finish(c, RunState::kFailed, d.exit_code ? d.exit_code : exit_codes::kDataCorrupt, d.error);
+  }
+  if (!c.state.dataset) {
+    auto length = run_length(c.config.function, d.sample_count);
+    if (!length) return finish(c, RunState::kFailed, exit_codes::kConfig, length.error().message);
+    c.state.dataset = Dataset{d.manifest_digest, d.sample_count, d.decoder_fingerprint};
+    c.state.length = *length;
+    c.effects.push_back(StoreMeta{"manifest_digest", to_hex(d.manifest_digest)});
+    c.effects.push_back(StoreMeta{"sample_count", std::to_string(d.sample_count)});
+    c.log("info", "dataset " + to_hex(d.manifest_digest) + ": " + std::to_string(d.sample_count) + " samples, " + std::to_string(length->steps_per_epoch) + " steps an epoch, " +
+                      std::to_string(length->total_steps) + " steps in all, " + std::to_string(d.sample_count % c.config.function.batch.global()) + " samples of an epoch left over");
+    c.set_run_state(RunState::kStarting, "waiting for workers");
+  } else {
+    if (d.manifest_digest != c.state.dataset->manifest_digest)
+      return refuse(c, e.peer, "loader " + e.sender + " serves dataset " + to_hex(d.manifest_digest) + ", the run trains on " + to_hex(c.state.dataset->manifest_digest) + "; give it the same data",
+                    exit_codes::kDataCorrupt);
+    if (d.decoder_fingerprint != c.state.dataset->decoder_fingerprint)
+      return refuse(c, e.peer, "loader " + e.sender + " decodes with " + d.decoder_fingerprint + ", the run with " + c.state.dataset->decoder_fingerprint, exit_codes::kVersionMismatch);
+    if (c.state.length.total_steps == 0) {  // a restarted coordinator knows the dataset from its store
+      auto length = run_length(c.config.function, d.sample_count);
+      if (!length) return finish(c, RunState::kFailed, exit_codes::kConfig, length.error().message);
+      c.state.length = *length;
+    }
+  }
+  loader.serving = true;
+  loader.shard_count = d.shard_count;
+  loader.reason = "serves tiles";
+  welcome_trainers(c);
+  assign_shards(c);
+}
+
+// Contiguous shares of the shards, by name. Locality only: any loader answers for any tile.
+void assign_shards(Context& c) {
+  proto::ShardAssignment assignment;
+  assignment.version = ++c.state.assignment_version;
+  int64_t serving = 0, index = 0;
+  for (const auto& [name, loader] : c.state.loaders) serving += loader.serving;
+  for (const auto& [name, loader] : c.state.loaders) {
+    if (!loader.serving) continue;
+    assignment.loaders.push_back({name, loader.address, loader.shard_count * index / serving, loader.shard_count * (index + 1) / serving});
+    ++index;
+  }
+  for (const auto& [name, loader] : c.state.loaders)
+    if (loader.serving) c.send(loader.peer, assignment);
+  for (const auto& [id, worker] : c.state.workers)
+    if (worker.welcomed && worker.state != WorkerState::kGone) c.send(worker.peer, assignment);
+}
+
+void check_silence(Context& c) {
+  for (auto& [id, worker] : c.state.workers) {
+    if (worker.state == WorkerState::kGone || worker.state == WorkerState::kLost || worker.state == WorkerState::kFenced) continue;
+    const bool member = is_member(c.state.world, id);
+    const Millis silent = c.now - worker.last_heard, allowed = worker.ready || member ? c.config.silence_ms : c.config.starting_silence_ms;
+    if (silent > allowed) {
+      const std::string reason = "silent for " + seconds(silent);
+      if (member) lose_member(c, worker, WorkerState::kLost, reason);
+      worker.state = WorkerState::kLost, worker.reason = reason, worker.ready = false, worker.rank = -1;
+      c.log("warning", "worker " + id + " is lost: " + reason);
+      if (const auto daemon = c.state.daemons.find(worker.daemon); daemon != c.state.daemons.end())
+        c.send(daemon->second.peer, proto::FenceTrainer{id, worker.incarnation, reason});
+      continue;
+    }
+    if (silent > allowed / 2) worker.state = WorkerState::kSuspect, worker.reason = "silent for " + seconds(silent);
+    const bool timed = worker.phase == proto::Phase::kEvaluate || worker.phase == proto::Phase::kApply;
+    const Millis usual = Millis(worker.step_seconds_p50 * 1000.0), late = Millis(worker.phase_seconds * 1000.0);
+    if (member && c.state.world.phase == WorldPhase::kRunning && timed && usual > 0 && late > 2 * usual + c.config.phase_slack_ms) {
+      const std::string reason = "hangs in a phase for " + seconds(late) + ", its usual step takes " + seconds(usual);
+      lose_member(c, worker, WorkerState::kLost, reason);
+      worker.state = WorkerState::kLost, worker.reason = reason, worker.ready = false, worker.rank = -1;
+      if (const auto daemon = c.state.daemons.find(worker.daemon); daemon != c.state.daemons.end())
+        c.send(daemon->second.peer, proto::FenceTrainer{id, worker.incarnation, reason});
+    }
+  }
+  std::vector<std::string> gone;
+  for (auto& [name, loader] : c.state.loaders)
+    if (c.now - loader.last_heard > (loader.serving ? c.config.silence_ms : c.config.starting_silence_ms * 10)) gone.push_back(name);
+  for (const auto& name : gone) {
+    c.log("warning", "loader " + name + " is lost: silent for " + seconds(c.now - c.state.loaders[name].last_heard) + "; the others take its tiles");
+    c.state.loaders.erase(name);
+  }
+  if (!gone.empty()) assign_shards(c);
+  std::erase_if(c.state.daemons, [&](const auto& entry) { return c.now - entry.second.last_heard > 2 * c.config.silence_ms; });
+}
+
+}  // namespace tessera::coordinator

@@ -1,0 +1,274 @@
+// World formation: which workers form the next generation, from which step, and who is the source of state.
+#include <algorithm>
+
+#include "coordinator/machine_parts.h"
+
+namespace tessera::coordinator {
+namespace {
+
+struct Decision {
+  Step start_step = 0;
+  proto::StateSource source = proto::StateSource::kInitial;
+  std::string checkpoint_path;
+  WorkerId source_worker;
+  std::string reason;
+};
+
+const CheckpointEntry* newest_good(const State& state) {
+  for (auto it = state.checkpoints.rbegin(); it != state.checkpoints.rend(); ++it)
+    if (it->second.ok) return &it->second;
+  return nullptr;
+}
+
+// Where state comes from, given what the sealed survivors said. If anyone applied step k, every survivor holds its whole
+// gradient (the vote fence), so laggards roll forward and nothing is lost; a step that nobody is known to have applied is
+// dropped and evaluated again, to the same bits.
+Decision decide(const State& state, const std::map<WorkerId, proto::Sealed>& survivors) {
+  Decision d;
+  Step applied = -1;
+  for (const auto& [id, sealed] : survivors) applied = std::max(applied, sealed.applied);
+  if (applied >= 0 && applied >= state.committed - 1) {
+    const bool behind = applied < state.committed;  // the ledger has step `applied`: somebody who is gone applied it
+    const auto holds = [&](const proto::Sealed& s, Step step) { return s.applied == step || (s.applied + 1 == step && s.prepared); };
+    d.start_step = applied;
+    if (behind && std::all_of(survivors.begin(), survivors.end(), [&](const auto& s) { return holds(s.second, applied + 1); })) d.start_step = applied + 1;
+    int holders = 0;
+    for (const auto& [id, sealed] : survivors) {
+      if (!holds(sealed, d.start_step)) continue;
+      if (holders++ == 0) d.source_worker = id;
+    }
+    d.source = proto::StateSource::kPeer;
+    d.reason = std::to_string(holders) + " of " + std::to_string(survivors.size()) + " survivors hold state[" + std::to_string(d.start_step) + "], " + d.source_worker + " is the source";
+    return d;
+  }
+  if (const CheckpointEntry* checkpoint = newest_good(state)) {
+    d = {checkpoint->step, proto::StateSource::kCheckpoint, checkpoint->path, "", "no survivor holds the state: checkpoint " + std::to_string(checkpoint->step)};
+    return d;
+  }
+  d.reason = "no survivor and no checkpoint: from the initial state";
+  return d;
+}
+
+int expected_workers(const State& state) {
+  int count = 0;
+  for (const auto& [name, daemon] : state.daemons) count += int(daemon.slots.size());
+  return count;
+}
+
+bool can_join(const Worker& worker) { return worker.ready && worker.state != WorkerState::kGone && worker.state != WorkerState::kLost && worker.state != WorkerState::kFenced; }
+
+void start_world(Context& c, const std::vector<WorkerId>& members) {
+  State& s = c.state;
+  std::map<WorkerId, proto::Sealed> survivors;
+  for (const auto& [id, sealed] : s.world.sealed)
+    if (std::find(members.begin(), members.end(), id) != members.end() && !s.world.lost.contains(id)) survivors[id] = sealed;
+  const Decision d = decide(s, survivors);
+  World next;
+  next.phase = WorldPhase::kStarting;
+  next.generation = {c.config.term, s.next_number++};
+  next.since = c.now;
+  next.start_step = d.start_step;
+  proto::WorldStart start;
+  start.generation = next.generation;
+  start.lineage = c.config.lineage;
+  start.start_step = d.start_step;
+  start.source = d.source;
+  start.checkpoint_path = d.checkpoint_path;
+  start.stop_after = final_step(s, c.config);
+  for (size_t i = 0; i < members.size(); ++i) {
+    const Worker& worker = s.workers[members[i]];
+    next.members.push_back({worker.id, worker.incarnation, Rank(i), worker.mesh_address});
+    if (worker.id == d.source_worker) start.source_rank = Rank(i);
+  }
+  if (const auto it = s.checkpoints.find(d.start_step); d.source == proto::StateSource::kCheckpoint && it != s.checkpoints.end()) start.expected_digest = it->second.state_digest;
+  start.members = next.members;
+  for (const auto& member : next.members) {
+    Worker& worker = s.workers[member.worker_id];
+    worker.rank = member.rank;
+    worker.state = WorkerState::kRunning;
+    worker.reason = member.rank < c.config.function.batch.tiles ? "rank " + std::to_string(member.rank) : "spare, rank " + std::to_string(member.rank);
+    c.send(worker.peer, start);
+  }
+  ++s.generation_count;
+  c.log("info", "generation " + to_string(next.generation) + ": " + std::to_string(members.size()) + " workers from step " + std::to_string(d.start_step) + ": " + d.reason);
+  s.world = std::move(next);
+  s.gather_since = -1;
+  c.effects.push_back(StoreMeta{"world", print_world(s.world)});
+  c.effects.push_back(StoreMeta{"generations", std::to_string(s.generation_count)});
+  c.set_run_state(s.run_state == RunState::kRecovering ? RunState::kRecovering : RunState::kStarting, "generation " + to_string(s.world.generation) + " connects " + std::to_string(members.size()) + " workers");
+}
+
+// Waits for enough workers, a little longer for all that are expected, then starts.
+void gather(Context& c) {
+  State& s = c.state;
+  if (!s.dataset || s.stop_boundary) return;
+  std::vector<WorkerId> members;
+  for (const auto& [id, worker] : s.workers)
+    if (can_join(worker)) members.push_back(id);
+  const int have = int(members.size()), expected = std::max(expected_workers(s), have);
+  const auto waiting_state = s.generation_count == 0 ? RunState::kStarting : RunState::kRecovering;
+  if (s.stop_asked) {
+    if (s.generation_count == 0 || have == 0) return finish(c, RunState::kCancelled, exit_codes::kDrained, s.stop_reason + "; stopped before a world was running");
+  }
+  bool loaders = false;
+  for (const auto& [name, loader] : s.loaders) loaders = loaders || loader.serving;
+  const std::string counts = std::to_string(have) + " of " + std::to_string(expected) + " workers ready";
+  if (have < c.config.operation.min_workers || have == 0 || !loaders) {
+    s.gather_since = -1;
+    return c.set_run_state(waiting_state, !loaders && have > 0 ? "no loader serves the dataset" : counts + ", " + std::to_string(c.config.operation.min_workers) + " needed");
+  }
+  if (s.gather_since < 0) s.gather_since = c.now;
+  if (have < expected && c.now - s.gather_since < c.config.gather_ms) return c.set_run_state(waiting_state, counts + ": waiting a little for the others");
+  start_world(c, members);
+}
+
+// Members that can still answer have all sealed, or the deadline has passed.
+void drive_sealing(Context& c) {
+  World& w = c.state.world;
+  bool all = true;
+  for (const auto& member : w.members) {
+    if (w.sealed.contains(member.worker_id) || w.lost.contains(member.worker_id)) continue;
+    if (c.now - w.since > c.config.seal_deadline_ms) {
+      lose_member(c, c.state.workers[member.worker_id], WorkerState::kLost, "did not seal in time");
+      continue;
+    }
+    all = false;
+  }
+  if (!all) return;
+  w.phase = WorldPhase::kNone;
+  c.state.gather_since = -1;
+}
+
+// A planned end: every member sealed at the same boundary without being told to stop.
+void drive_boundary(Context& c) {
+  State& s = c.state;
+  World& w = s.world;
+  if (w.members.empty() || w.sealed.size() < w.members.size()) return;
+  const Step boundary = w.sealed.begin()->second.applied;
+  for (const auto& [id, sealed] : w.sealed)
+    if (sealed.applied != boundary) return stop_world(c, "members stopped at different steps");
+  w.phase = WorldPhase::kNone;
+  for (const auto& member : w.members) {
+    Worker& worker = s.workers[member.worker_id];
+    worker.state = WorkerState::kReady, worker.reason = "stopped at step " + std::to_string(boundary);
+  }
+  c.log("info", "generation " + to_string(w.generation) + " stopped at step " + std::to_string(boundary) + (w.stop_reason.empty() ? "" : ": " + w.stop_reason));
+  if (boundary >= final_step(s, c.config) || s.stop_asked) {
+    s.stop_boundary = boundary;
+    c.set_run_state(RunState::kDraining, "step " + std::to_string(boundary) + " is reached; writing its checkpoint");
+  }
+}
+
+void direct(Context& c, bool checkpoint, const std::string& reason) {
+  World& w = c.state.world;
+  w.planned_stop = true;
+  w.stop_reason = reason;
+  for (const auto& member : w.members)
+    if (member.rank == 0) c.send(c.state.workers[member.worker_id].peer, proto::WorldDirective{w.generation, 0, checkpoint, reason});
+}
+
+void drive_running(Context& c) {
+  State& s = c.state;
+  World& w = s.world;
+  if (w.phase == WorldPhase::kStarting && c.now - w.since > c.config.start_deadline_ms) return stop_world(c, "not all members started in time");
+  if (w.phase == WorldPhase::kRunning && w.started.size() < w.members.size() && c.now - w.since > c.config.adopt_ms) return stop_world(c, "not all members of the adopted world came back");
+  if (w.phase != WorldPhase::kRunning || w.planned_stop) return;
+  if (s.stop_asked) {
+    direct(c, true, s.stop_reason);
+    return c.set_run_state(RunState::kDraining, s.stop_reason + "; stopping at the next step with a checkpoint");
+  }
+  // A warmed-up worker that is not a member joins at a boundary.
+  int joiners = 0;
+  for (const auto& [id, worker] : s.workers) joiners += can_join(worker) && !is_member(w, id);
+  if (joiners > 0 && c.now - w.since > 1000) direct(c, false, std::to_string(joiners) + " workers join");
+}
+
+}  // namespace
+
+bool is_member(const World& world, const WorkerId& id) {
+  if (world.phase == WorldPhase::kNone) return false;
+  return std::any_of(world.members.begin(), world.members.end(), [&](const auto& m) { return m.worker_id == id; });
+}
+
+void stop_world(Context& c, const std::string& reason) {
+  World& w = c.state.world;
+  if (w.phase != WorldPhase::kStarting && w.phase != WorldPhase::kRunning) return;
+  w.phase = WorldPhase::kSealing;
+  w.since = c.now;
+  for (const auto& member : w.members)
+    if (!w.lost.contains(member.worker_id) && !w.sealed.contains(member.worker_id)) c.send(c.state.workers[member.worker_id].peer, proto::WorldStop{w.generation, reason});
+  c.set_run_state(RunState::kRecovering, "generation " + to_string(w.generation) + " stopped: " + reason);
+}
+
+void lose_member(Context& c, Worker& worker, WorkerState state, const std::string& reason) {
+  World& w = c.state.world;
+  if (!is_member(w, worker.id)) return;
+  w.lost.insert(worker.id);
+  w.sealed.erase(worker.id);
+  worker.state = state, worker.reason = reason, worker.rank = -1, worker.ready = false;
+  stop_world(c, "worker " + worker.id + ": " + reason);
+}
+
+void on_world_started(Context& c, const WorkerId& id, const proto::WorldStarted& started) {
+  World& w = c.state.world;
+  if (w.phase != WorldPhase::kStarting || started.generation != w.generation) return;
+  w.started.insert(id);
+  if (w.started.size() < w.members.size()) return;
+  w.phase = WorldPhase::kRunning;
+  w.since = c.now;
+  c.state.last_progress = c.now;
+  c.set_run_state(RunState::kRunning, std::to_string(w.members.size()) + " workers train");
+}
+
+void on_world_fault(Context& c, const WorkerId& id, const proto::WorldFault& fault) {
+  State& s = c.state;
+  World& w = s.world;
+  if (fault.generation != w.generation || (w.phase != WorldPhase::kStarting && w.phase != WorldPhase::kRunning)) return;
+  c.log("warning", "worker " + id + " at step " + std::to_string(fault.step) + ": " + fault.reason);
+  if (fault.bad_checkpoint) {
+    if (const auto it = s.checkpoints.find(w.start_step); it != s.checkpoints.end() && it->second.ok) {
+      it->second.ok = false, it->second.reason = fault.reason;
+      c.alert("error", "checkpoint " + std::to_string(w.start_step) + " is bad, falling back to an older one: " + fault.reason);
+    }
+    for (const auto& member : w.members) w.lost.erase(member.worker_id);
+    return stop_world(c, "its checkpoint is bad");
+  }
+  if (fault.digests_differ) {
+    c.alert("error", "replicas differ: " + fault.reason);
+    for (const auto& member : w.members)
+      if (fault.suspect < 0 || member.rank == fault.suspect) {
+        Worker& worker = s.workers[member.worker_id];
+        if (const auto daemon = s.daemons.find(worker.daemon); daemon != s.daemons.end()) c.send(daemon->second.peer, proto::FenceTrainer{worker.id, worker.incarnation, fault.reason});
+        lose_member(c, worker, WorkerState::kFenced, fault.reason);
+      }
+  }
+  const std::string key = std::to_string(fault.step) + ":" + fault.reason;
+  if (++s.faults_at_step[key] >= 3 && fault.step >= 0 && fault.digests_differ)
+    return finish(c, RunState::kFailed, exit_codes::kDeviceFaulty, "step " + std::to_string(fault.step) + " failed three times for the same cause: " + fault.reason);
+  stop_world(c, fault.reason);
+}
+
+void on_sealed(Context& c, const WorkerId& id, const proto::Sealed& sealed) {
+  World& w = c.state.world;
+  if (sealed.generation != w.generation || !is_member(w, id) || w.lost.contains(id)) return;
+  w.sealed[id] = sealed;
+  Worker& worker = c.state.workers[id];
+  worker.step = sealed.applied;
+  if (w.phase == WorldPhase::kSealing) worker.state = WorkerState::kReady, worker.reason = "sealed at step " + std::to_string(sealed.applied);
+}
+
+void drive_world(Context& c) {
+  State& s = c.state;
+  World& w = s.world;
+  if (w.phase == WorldPhase::kSealing) drive_sealing(c);
+  if (w.phase == WorldPhase::kStarting || w.phase == WorldPhase::kRunning) {
+    drive_boundary(c);
+    if (w.phase != WorldPhase::kNone) drive_running(c);
+  }
+  if (w.phase == WorldPhase::kNone && !s.finished) {
+    if (s.stop_boundary) finish_if_done(c);
+    else gather(c);
+  }
+}
+
+}  // namespace tessera::coordinator
