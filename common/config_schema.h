@@ -61,7 +61,7 @@ void visit_function(F& f, Visitor&& v) {
   v(FieldInfo{"function.optimizer.eps", "AdamW's epsilon.", "[1e-20, 1]"}, f.optimizer.eps);
   v(FieldInfo{"function.optimizer.ema", "Momentum of the target encoder, linear from first to second.", "[0, 1]"}, f.optimizer.ema);
   v(FieldInfo{"function.optimizer.ipe_scale", "Stretches all schedules beyond the end of the run.", "[0.01, 100]"}, f.optimizer.ipe_scale);
-  v(FieldInfo{"function.optimizer.loss", "Loss between prediction and target.", "smooth_l1"}, f.optimizer.loss);
+  v(FieldInfo{"function.optimizer.loss", "Loss between prediction and target; smooth_l1 is what was published.", "smooth_l1 | l1 | l2"}, f.optimizer.loss);
   v(FieldInfo{"function.epochs", "Length of the run in passes over the data; unused when steps is set.", "[1, 1000000]"}, f.epochs);
   v(FieldInfo{"function.steps", "Length of the run in steps; 0 takes epochs.", "[0, 1000000000000]"}, f.steps);
   v(FieldInfo{"function.warmup_steps", "Warm-up in steps, used with steps.", "[0, 1000000000000]"}, f.warmup_steps);
