@@ -1,7 +1,10 @@
 // What a generation's ranks do together. One object per generation and trainer; used by the training thread only.
-// Errors are kRebuildWorld: the generation is over; nothing of the state has changed by the failed call.
+// Errors are kRebuildWorld: the generation is over; nothing of the state has changed by the failed call. Abort is the
+// AbortSignal that the implementation was made with (any thread may raise it): a call in flight returns at once, and after
+// an abort or an error every later call answers at once.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,5 +39,17 @@ class Collective {
 std::unique_ptr<Collective> make_single(int tile_count);
 // CPU ranks over the mesh (TCP). The mesh must outlive it. timeout_ms: nothing moved for so long: error; 0: none.
 std::unique_ptr<Collective> make_host(Mesh& mesh, int tile_count, Millis timeout_ms);
+// GPU ranks: raw NCCL, one communicator per generation, buffers on `device` ("cuda:0"). The mesh carries the unique id.
+// timeout_ms: longest wait for one call, after which the communicator is aborted; > 0. Errors: kFixConfig when this build
+// or machine has no CUDA (no_nccl.cpp); kRebuildWorld when the communicator does not form in time.
+Result<std::unique_ptr<Collective>> make_nccl(Mesh& mesh, AbortSignal& abort, int tile_count, const std::string& device, Millis timeout_ms);
+
+// For tests: passes calls through and misbehaves on the n-th exchange.
+enum class Misbehaviour {
+  kFail,     // the call answers kRebuildWorld without communicating
+  kFlipBit,  // the lowest bit of the result's first float is flipped on this rank
+  kInfinite, // the result's first float becomes infinite, on every rank where it is planted
+};
+std::unique_ptr<Collective> make_faulty(std::unique_ptr<Collective> inner, Misbehaviour kind, int64_t at_exchange);
 
 }  // namespace tessera::collective

@@ -26,7 +26,10 @@ struct Handshake {
   uint64_t run = 0;
   uint64_t term = 0, number = 0;
   int64_t rank = 0;
+  uint64_t incarnation = 0;
 };
+
+bool fits(const Handshake& in, const Handshake& mine) { return in.magic == kMagic && in.run == mine.run && in.term == mine.term && in.number == mine.number; }
 
 tl::unexpected<Error> rebuild(const std::string& text) { return fail(ErrorCode::kRebuildWorld, "[mesh] " + text); }
 
@@ -80,11 +83,45 @@ int dial(const std::string& address, const AbortSignal& abort, Millis end) {
   return fd;
 }
 
-std::string list_missing(const std::vector<int>& fd, Rank self) {
-  std::string text;
-  for (size_t r = 0; r < fd.size(); ++r)
-    if (Rank(r) != self && fd[r] < 0) text += (text.empty() ? "" : ", ") + std::to_string(r);
+std::string list_ranks(const std::vector<size_t>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
   return text;
+}
+
+std::string list_missing(const std::vector<int>& fd, Rank self) {
+  std::vector<size_t> missing;
+  for (size_t r = 0; r < fd.size(); ++r)
+    if (Rank(r) != self && fd[r] < 0) missing.push_back(r);
+  return list_ranks(missing);
+}
+
+// Dials a lower rank until it answers for this generation. -1 on abort or deadline.
+int dial_until(const MeshPeer& peer, Rank rank, const Handshake& mine, const AbortSignal& abort, Millis end) {
+  while (!abort.raised() && monotonic_ms() < end) {
+    const int fd = dial(peer.address, abort, end);
+    Handshake out = mine, in{};
+    if (fd >= 0 && move_all(fd, reinterpret_cast<char*>(&out), sizeof out, true, abort, end) &&
+        move_all(fd, reinterpret_cast<char*>(&in), sizeof in, false, abort, end) && fits(in, mine) && in.rank == rank && in.incarnation == peer.incarnation)
+      return fd;
+    if (fd >= 0) ::close(fd);
+    pollfd wait{abort.descriptor(), POLLIN, 0};
+    poll(&wait, 1, 10);
+  }
+  return -1;
+}
+
+// Takes one connection; -1 when it is of another generation or process.
+int accept_one(const MeshListener& listener, const Handshake& mine, const std::vector<MeshPeer>& peers, const std::vector<int>& have, const AbortSignal& abort, Millis end, int64_t& rank) {
+  const int fd = ::accept4(listener.descriptor(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd < 0) return -1;
+  set_options(fd);
+  Handshake out = mine, in{};
+  const bool ok = move_all(fd, reinterpret_cast<char*>(&in), sizeof in, false, abort, end) && fits(in, mine) && in.rank > mine.rank && in.rank < int64_t(peers.size()) &&
+                  in.incarnation == peers[size_t(in.rank)].incarnation && have[size_t(in.rank)] < 0 && move_all(fd, reinterpret_cast<char*>(&out), sizeof out, true, abort, end);
+  if (!ok) ::close(fd);
+  rank = in.rank;
+  return ok ? fd : -1;
 }
 
 }  // namespace
@@ -128,46 +165,22 @@ Result<std::unique_ptr<Mesh>> Mesh::connect(MeshListener& listener, const std::s
                                             const std::vector<MeshPeer>& peers, AbortSignal& abort, Millis timeout_ms) {
   std::unique_ptr<Mesh> mesh(new Mesh(rank, int(peers.size()), abort));
   const Millis end = monotonic_ms() + timeout_ms;
-  const Handshake mine{kMagic, hash64_bytes(run_id), generation.term, generation.number, rank};
-  const auto fits = [&](const Handshake& h) { return h.magic == kMagic && h.run == mine.run && h.term == mine.term && h.number == mine.number; };
-  for (Rank r = 0; r < rank; ++r) {  // lower ranks listen; they may not have entered this generation yet: dial again
-    while (mesh->fd_[size_t(r)] < 0) {
-      if (abort.raised()) return rebuild("aborted while connecting");
-      if (monotonic_ms() >= end) {
-        mesh->suspect_ = r;
-        return rebuild("rank " + std::to_string(r) + " at " + peers[size_t(r)].address + " did not answer within " + std::to_string(timeout_ms) + " ms");
-      }
-      const int fd = dial(peers[size_t(r)].address, abort, end);
-      Handshake out = mine, in{};
-      if (fd >= 0 && move_all(fd, reinterpret_cast<char*>(&out), sizeof out, true, abort, end) &&
-          move_all(fd, reinterpret_cast<char*>(&in), sizeof in, false, abort, end) && fits(in) && in.rank == r) {
-        mesh->fd_[size_t(r)] = fd;
-        break;
-      }
-      if (fd >= 0) ::close(fd);
-      pollfd wait{abort.descriptor(), POLLIN, 0};
-      poll(&wait, 1, 10);
-    }
+  const Handshake mine{kMagic, hash64_bytes(run_id), generation.term, generation.number, rank, peers[size_t(rank)].incarnation};
+  for (Rank r = 0; r < rank; ++r) {  // lower ranks listen; they may not have entered this generation yet
+    mesh->fd_[size_t(r)] = dial_until(peers[size_t(r)], r, mine, abort, end);
+    if (abort.raised()) return rebuild("aborted while connecting");
+    if (mesh->fd_[size_t(r)] < 0) return rebuild("rank " + std::to_string(r) + " at " + peers[size_t(r)].address + " did not answer within " + std::to_string(timeout_ms) + " ms");
   }
   for (int missing = int(peers.size()) - 1 - rank; missing > 0;) {
     if (abort.raised()) return rebuild("aborted while connecting");
     const Millis left = end - monotonic_ms();
-    if (left <= 0) return rebuild("rank " + list_missing(mesh->fd_, rank) + " did not connect within " + std::to_string(timeout_ms) + " ms");
+    if (left <= 0) return rebuild(list_missing(mesh->fd_, rank) + " did not connect within " + std::to_string(timeout_ms) + " ms");
     pollfd polls[2] = {{listener.descriptor(), POLLIN, 0}, {abort.descriptor(), POLLIN, 0}};
     poll(polls, 2, int(left));
-    const int fd = ::accept4(listener.descriptor(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int64_t from = -1;
+    const int fd = accept_one(listener, mine, peers, mesh->fd_, abort, std::min(end, monotonic_ms() + 1000), from);
     if (fd < 0) continue;
-    set_options(fd);
-    Handshake out = mine, in{};
-    const Millis handshake_end = std::min(end, monotonic_ms() + 1000);
-    const bool ok = move_all(fd, reinterpret_cast<char*>(&in), sizeof in, false, abort, handshake_end) && fits(in) && in.rank > rank &&
-                    in.rank < int64_t(peers.size()) && mesh->fd_[size_t(in.rank)] < 0 &&
-                    move_all(fd, reinterpret_cast<char*>(&out), sizeof out, true, abort, handshake_end);
-    if (!ok) {
-      ::close(fd);  // of an older generation, or no peer of ours
-      continue;
-    }
-    mesh->fd_[size_t(in.rank)] = fd;
+    mesh->fd_[size_t(from)] = fd;
     --missing;
   }
   return mesh;
@@ -179,14 +192,24 @@ Mesh::~Mesh() {
 }
 
 Status Mesh::transfer(std::vector<std::vector<Piece>> out, std::vector<std::vector<Piece>> in, Millis timeout_ms) {
+  if (failed_) return tl::unexpected(*failed_);
+  Status done = move_pieces(out, in, timeout_ms);
+  if (!done) failed_ = done.error();
+  return done;
+}
+
+tl::unexpected<Error> Mesh::lost(Rank r, const std::string& cause) {
+  suspect_ = r;
+  return rebuild("rank " + std::to_string(r) + " is gone (" + cause + ")");
+}
+
+Status Mesh::move_pieces(std::vector<std::vector<Piece>>& out, std::vector<std::vector<Piece>>& in, Millis timeout_ms) {
   const size_t world = size_t(world_size_);
-  std::vector<size_t> sent(world), received(world);
-  Millis last_move = monotonic_ms();
+  std::vector<size_t> sent(world), received(world), who;
   std::vector<pollfd> polls;
-  std::vector<size_t> who;
-  for (;;) {
+  for (Millis last_move = monotonic_ms();;) {
     polls.assign(1, {abort_.descriptor(), POLLIN, 0});
-    who.assign(1, world);
+    who.clear();
     for (size_t r = 0; r < world; ++r) {
       if (Rank(r) == rank_) continue;
       while (sent[r] < out[r].size() && out[r][sent[r]].size == 0) ++sent[r];
@@ -195,37 +218,38 @@ Status Mesh::transfer(std::vector<std::vector<Piece>> out, std::vector<std::vect
       if (events) polls.push_back({fd_[r], events, 0}), who.push_back(r);
     }
     if (abort_.raised()) return rebuild("aborted");
-    if (polls.size() == 1) return {};
+    if (who.empty()) return {};
     poll(polls.data(), nfds_t(polls.size()), 100);
     bool moved = false;
-    for (size_t i = 1; i < polls.size(); ++i) {
+    for (size_t i = 0; i < who.size(); ++i) {
       const size_t r = who[i];
-      if (polls[i].revents & POLLOUT) {
-        Piece& piece = out[r][sent[r]];
-        const ssize_t n = ::send(fd_[r], piece.data, piece.size, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n > 0) piece.data = static_cast<char*>(piece.data) + n, piece.size -= size_t(n), bytes_sent_ += n, moved = true;
-        if (n < 0 && errno != EAGAIN && errno != EINTR) {
-          suspect_ = Rank(r);
-          return rebuild("rank " + std::to_string(r) + " is gone (" + std::strerror(errno) + ")");
-        }
-      }
-      if (polls[i].revents & (POLLIN | POLLHUP | POLLERR)) {
-        if (received[r] >= in[r].size()) continue;
-        Piece& piece = in[r][received[r]];
-        const ssize_t n = ::recv(fd_[r], piece.data, piece.size, MSG_DONTWAIT);
-        if (n > 0) piece.data = static_cast<char*>(piece.data) + n, piece.size -= size_t(n), moved = true;
-        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
-          suspect_ = Rank(r);
-          return rebuild("rank " + std::to_string(r) + " is gone (" + (n == 0 ? "connection closed" : std::strerror(errno)) + ")");
-        }
-      }
+      TESSERA_ASSIGN(const bool some, move_some(Rank(r), out[r], sent[r], in[r], received[r], polls[i + 1].revents));
+      moved = moved || some;
     }
     if (moved) last_move = monotonic_ms();
     if (timeout_ms > 0 && monotonic_ms() - last_move > timeout_ms) {
-      suspect_ = Rank(who.back());
-      return rebuild("nothing from rank " + std::to_string(who.back()) + " for " + std::to_string(timeout_ms) + " ms");
+      suspect_ = who.size() == 1 ? Rank(who[0]) : -1;
+      return rebuild("nothing from " + list_ranks(who) + " for " + std::to_string(timeout_ms) + " ms");
     }
   }
+}
+
+Result<bool> Mesh::move_some(Rank r, std::vector<Piece>& out, size_t& sent, std::vector<Piece>& in, size_t& received, short events) {
+  bool moved = false;
+  if (events & POLLOUT) {
+    Piece& piece = out[sent];
+    const ssize_t n = ::send(fd_[size_t(r)], piece.data, piece.size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN && errno != EINTR) return lost(r, std::strerror(errno));
+    if (n > 0) piece.data = static_cast<char*>(piece.data) + n, piece.size -= size_t(n), bytes_sent_ += n, moved = true;
+  }
+  if (events & (POLLIN | POLLHUP | POLLERR) && received < in.size()) {
+    Piece& piece = in[received];
+    const ssize_t n = ::recv(fd_[size_t(r)], piece.data, piece.size, MSG_DONTWAIT);
+    if (n == 0) return lost(r, "connection closed");
+    if (n < 0 && errno != EAGAIN && errno != EINTR) return lost(r, std::strerror(errno));
+    if (n > 0) piece.data = static_cast<char*>(piece.data) + n, piece.size -= size_t(n), moved = true;
+  }
+  return moved;
 }
 
 }  // namespace tessera::collective

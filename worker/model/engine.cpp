@@ -38,43 +38,47 @@ at::Tensor flat_rows(const at::Tensor& index_bk, int64_t patches) {
   return (index_bk + base).reshape(-1);
 }
 
+kernels::Loss loss_kind(const std::string& name) {
+  return name == "l1" ? kernels::Loss::kL1 : name == "l2" ? kernels::Loss::kL2 : kernels::Loss::kSmoothL1;
+}
+
 class CpuEngine : public Engine {
  public:
   explicit CpuEngine(const FunctionConfig& f)
-      : function_(f), layout_(Layout::make(f)), passes_(layout_, f.precision != "fp32"), encoder_(encoder_places(layout_)), predictor_(predictor_places(layout_)) {
+      : function_(f), layout_(Layout::make(f)), passes_(layout_, f.precision != "fp32"), encoder_(encoder_places(layout_)), predictor_(predictor_places(layout_)), loss_(loss_kind(f.optimizer.loss)) {
     for (int c = 0; c < 3; ++c) mean_[c] = float(f.data.mean[size_t(c)]), std_[c] = float(f.data.std[size_t(c)]);
   }
 
   TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) override {
     at::NoGradGuard no_grad;
     TileResult result;
-    const int64_t b = tile.pixels.size(0), patches = state.context_position.size(0);
-    const at::Tensor patches_rd = patch_rows(tile.pixels);
-    const at::Tensor target_rd = target_features(state, patches_rd, b);
-    if (measure_rank) result.effective_rank = effective_rank(target_rd);
-
-    const PredictorShape shape{b, int64_t(tile.contexts.size()), int64_t(tile.targets.size()), tile.contexts[0].size(1), tile.targets[0].size(1),
-                               function_.predictor.num_heads};
-    const at::Tensor context = at::cat(tile.contexts), query = at::cat(tile.targets);  // mask-major [masks * b, K]
-    const at::Tensor context_rows = context.reshape(-1);
-    const at::Tensor kept_rows = rows_of(tile.contexts, patches);
-    EncoderTape encoder_tape;
-    const at::Tensor encoded_rd = encode(passes_, state.weights, encoder_, patches_rd.index_select(0, kept_rows),
-                                         state.context_position.index_select(0, context_rows), b * shape.contexts, function_.model.num_heads, &encoder_tape);
-    PredictorTape predictor_tape;
-    const at::Tensor prediction_rd =
-        predict(passes_, state.weights, predictor_, shape, encoded_rd, state.predictor_position.index_select(0, context_rows),
-                state.predictor_position.index_select(0, query.reshape(-1)), &predictor_tape);
-
-    const at::Tensor wanted_rd = repeat_over_contexts(target_rd.index_select(0, rows_of(tile.targets, patches)), shape);
-    at::Tensor dprediction_rd = at::empty(prediction_rd.sizes(), prediction_rd.options());
-    const int64_t n = prediction_rd.numel();
-    result.loss = kernels::smooth_l1(prediction_rd.const_data_ptr<float>(), wanted_rd.const_data_ptr<float>(), n, dprediction_rd.mutable_data_ptr<float>()) / double(n);
-
-    const at::Tensor dencoded_rd = predict_backward(passes_, state.weights, predictor_, shape, predictor_tape, dprediction_rd, gradient);
-    predictor_tape = {};
-    encode_backward(passes_, state.weights, encoder_, encoder_tape, dencoded_rd, b * shape.contexts, function_.model.num_heads, gradient);
+    Forward f = forward(state, tile, true);
+    if (measure_rank) result.effective_rank = effective_rank(f.target_normed_rd);
+    at::Tensor dprediction_rd = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
+    result.loss = loss(f, dprediction_rd);
+    const at::Tensor dencoded_rd =
+        predict_backward(passes_, state.weights, predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient);
+    f.predictor_tape = {};
+    encode_backward(passes_, state.weights, encoder_, f.encoder_tape, dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
+                    gradient);
     return result;
+  }
+
+  TileOutputs outputs(const State& state, const Tile& tile) override {
+    at::NoGradGuard no_grad;
+    Forward f = forward(state, tile, false);
+    const PredictorShape& s = f.shape;
+    TileOutputs out;
+    const auto per_image = [&](const at::Tensor& rows) { return rows.view({s.images, -1, rows.size(1)}); };
+    out.patch_embed_bnd = per_image(passes_.linear(state.weights, f.patches_rd, encoder_.patch_w, encoder_.patch_b));
+    out.context_bkd = f.encoded_rd.view({s.contexts * s.images, s.context_length, -1});
+    out.target_bnd = per_image(f.target_rd);
+    out.target_normed_bnd = per_image(f.target_normed_rd);
+    out.wanted_bkd = f.wanted_rd.view({s.sequences(), s.target_length, -1});
+    out.prediction_bkd = f.prediction_rd.view({s.sequences(), s.target_length, -1});
+    at::Tensor unused = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
+    out.loss = loss(f, unused);
+    return out;
   }
 
   at::Tensor features(const State& state, const at::Tensor& pixels_u8, bool context_encoder) override {
@@ -87,6 +91,39 @@ class CpuEngine : public Engine {
   }
 
  private:
+  struct Forward {
+    PredictorShape shape{};
+    at::Tensor patches_rd, target_rd, target_normed_rd, encoded_rd, prediction_rd, wanted_rd;
+    EncoderTape encoder_tape;
+    PredictorTape predictor_tape;
+  };
+
+  Forward forward(const State& state, const Tile& tile, bool keep_tapes) const {
+    Forward f;
+    const int64_t b = tile.pixels.size(0), patches = state.context_position.size(0), heads = function_.model.num_heads;
+    f.shape = {b, int64_t(tile.contexts.size()), int64_t(tile.targets.size()), tile.contexts[0].size(1), tile.targets[0].size(1),
+               function_.predictor.num_heads};
+    f.patches_rd = patch_rows(tile.pixels);
+    f.target_rd = encode(passes_, state.target, encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr);
+    f.target_normed_rd = at::layer_norm(f.target_rd, {f.target_rd.size(1)}, {}, {}, kTargetEps);
+    f.wanted_rd = repeat_over_contexts(f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)), f.shape);
+
+    const at::Tensor context = at::cat(tile.contexts).reshape(-1), query = at::cat(tile.targets).reshape(-1);  // mask-major
+    f.encoded_rd = encode(passes_, state.weights, encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
+                          state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
+    f.prediction_rd = predict(passes_, state.weights, predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),
+                              state.predictor_position.index_select(0, query), keep_tapes ? &f.predictor_tape : nullptr);
+    return f;
+  }
+
+  // The tile's own mean; writes its gradient for the prediction.
+  double loss(const Forward& f, at::Tensor& dprediction_rd) const {
+    const int64_t n = f.prediction_rd.numel();
+    return kernels::loss(loss_, f.prediction_rd.const_data_ptr<float>(), f.wanted_rd.const_data_ptr<float>(), n,
+                         dprediction_rd.mutable_data_ptr<float>()) /
+           double(n);
+  }
+
   at::Tensor patch_rows(const at::Tensor& pixels) const {
     const int64_t b = pixels.size(0), size = pixels.size(1), patch = function_.model.patch_size, count = (size / patch) * (size / patch);
     at::Tensor rows = at::empty({b * count, 3 * patch * patch}, at::kFloat);
@@ -94,11 +131,6 @@ class CpuEngine : public Engine {
     float* out = rows.mutable_data_ptr<float>();
     for (int64_t i = 0; i < b; ++i) kernels::patchify(in + i * size * size * 3, size, patch, mean_, std_, out + i * count * 3 * patch * patch);
     return rows;
-  }
-
-  at::Tensor target_features(const State& state, const at::Tensor& patches_rd, int64_t b) const {
-    const at::Tensor out_rd = encode(passes_, state.target, encoder_, patches_rd, state.target_position.repeat({b, 1}), b, function_.model.num_heads, nullptr);
-    return at::layer_norm(out_rd, {out_rd.size(1)}, {}, {}, kTargetEps);
   }
 
   static at::Tensor rows_of(const std::vector<at::Tensor>& masks, int64_t patches) {
@@ -117,6 +149,7 @@ class CpuEngine : public Engine {
   Passes passes_;
   EncoderPlaces encoder_;
   PredictorPlaces predictor_;
+  kernels::Loss loss_;
   float mean_[3], std_[3];
 };
 

@@ -24,6 +24,17 @@ struct TileResult {
   double effective_rank = 0;  // exp(entropy of the singular values) of the target features; 0 when not asked
 };
 
+// What the networks say about one tile: for pictures and comparisons, not for training.
+struct TileOutputs {
+  at::Tensor patch_embed_bnd;    // context encoder's patch embedding of all patches, before positions
+  at::Tensor context_bkd;        // [contexts * b, Kc, D], context-mask-major
+  at::Tensor target_bnd;         // target encoder over all patches, final norm applied
+  at::Tensor target_normed_bnd;  // the same after the layer norm without affine
+  at::Tensor wanted_bkd;         // its rows under the targets [targets * contexts * b, Kp, D], order (target, context, image)
+  at::Tensor prediction_bkd;     // the predictor's answer, same shape and order
+  double loss = 0;
+};
+
 // Runs on the device of `state`. Not thread-safe; one per trainer. Deterministic with one compute thread; with more,
 // sums that matter are chunked so that only the class's thread count matters (DESIGN section 7).
 class Engine {
@@ -32,6 +43,8 @@ class Engine {
   virtual ~Engine() = default;
   // Writes the gradient of the tile's own mean loss (unscaled) into every bucket of `gradient` (overwrites, padding 0).
   virtual TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) = 0;
+  // The forward passes of gradient() alone.
+  virtual TileOutputs outputs(const State& state, const Tile& tile) = 0;
   // Features of the target (or context) encoder over all patches, final norm applied: [b, N, D].
   virtual at::Tensor features(const State& state, const at::Tensor& pixels_u8, bool context_encoder) = 0;
 };

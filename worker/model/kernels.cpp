@@ -84,21 +84,35 @@ void layer_norm_backward_finish(const LayerNormBackward& a) {
   }
 }
 
-TESSERA_CLONES
-double smooth_l1(const float* prediction, const float* target, int64_t n, float* gradient) {
+namespace {
+
+template <typename Value, typename Slope>
+inline double chunked_loss(const float* prediction, const float* target, int64_t n, float* gradient, Value value, Slope slope) {
   const float scale = 1.0f / float(n);
   double total = 0;
   for (int64_t i = 0; i < n; i += 256) {
     float lanes[kLanes] = {};
     const int64_t end = std::min(n, i + 256);
     for (int64_t j = i; j < end; ++j) {
-      const float difference = prediction[j] - target[j], size = std::fabs(difference);
-      lanes[(j - i) % kLanes] += size < 1.0f ? 0.5f * difference * difference : size - 0.5f;
-      gradient[j] = std::min(1.0f, std::max(-1.0f, difference)) * scale;
+      const float difference = prediction[j] - target[j];
+      lanes[(j - i) % kLanes] += value(difference);
+      gradient[j] = slope(difference) * scale;
     }
     total += double(fold(lanes));
   }
   return total;
+}
+
+}  // namespace
+
+double loss(Loss kind, const float* prediction, const float* target, int64_t n, float* gradient) {
+  const auto sign = [](float d) { return d > 0 ? 1.0f : d < 0 ? -1.0f : d; };
+  if (kind == Loss::kL1)
+    return chunked_loss(prediction, target, n, gradient, [](float d) { return std::fabs(d); }, sign);
+  if (kind == Loss::kL2)
+    return chunked_loss(prediction, target, n, gradient, [](float d) { return d * d; }, [](float d) { return 2.0f * d; });
+  const auto value = [](float d) { return std::fabs(d) < 1.0f ? 0.5f * d * d : std::fabs(d) - 0.5f; };
+  return chunked_loss(prediction, target, n, gradient, value, [](float d) { return std::min(1.0f, std::max(-1.0f, d)); });
 }
 
 void patchify(const uint8_t* image, int64_t image_size, int64_t patch_size, const float mean[3], const float std[3], float* out) {

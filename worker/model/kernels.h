@@ -33,9 +33,14 @@ void layer_norm_backward_chunks(const LayerNormBackward& args, int64_t first, in
 // Adds the partial sums in chunk order into dgamma, dbeta.
 void layer_norm_backward_finish(const LayerNormBackward& args);
 
-// Smooth-L1 (beta 1) of prediction - target over n elements: returns the sum in double over fixed chunks of 256 and
-// writes gradient = clamp(difference, -1, 1) / n.
-double smooth_l1(const float* prediction, const float* target, int64_t n, float* gradient);
+enum class Loss {
+  kSmoothL1,  // beta 1: d^2 / 2 below 1, |d| - 1/2 above; what was published
+  kL1,        // |d|
+  kL2,        // d^2
+};
+// The loss of d = prediction - target summed over n elements, in double over fixed chunks of 256; writes the gradient of
+// the mean: dloss/dd / n.
+double loss(Loss kind, const float* prediction, const float* target, int64_t n, float* gradient);
 
 // u8 NHWC pixels to patch rows [patch_count, 3 p p] in the order (channel, y, x) of the published convolution, with
 // (u8 / 255 - mean) / std in fp32 in that order of operations. Patches of one image, all of them, row-major.

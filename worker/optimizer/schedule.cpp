@@ -8,7 +8,8 @@ namespace tessera::optimizer {
 Schedule::Schedule(const FunctionConfig& function, const RunLength& length) : config_(function.optimizer) {
   // The published classes: T = int(ipe_scale * epochs * ipe), warm-up int(warmup * ipe); the EMA's length is not cut to a
   // whole number.
-  total_ = std::floor(config_.ipe_scale * double(length.total_steps));
+  total_ = function.steps > 0 ? std::floor(config_.ipe_scale * double(length.total_steps))
+                              : std::floor(config_.ipe_scale * double(function.epochs) * double(length.steps_per_epoch));
   ema_total_ = double(length.total_steps) * config_.ipe_scale;
   warmup_ = double(length.warmup_steps);
 }

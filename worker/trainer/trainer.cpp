@@ -17,6 +17,7 @@ namespace tessera::trainer {
 namespace {
 
 constexpr Millis kConnectMs = 15000;
+constexpr size_t kStepsKept = 64;
 constexpr int64_t kRankEverySteps = 50;  // steps between measurements of the effective rank
 
 }  // namespace
@@ -41,7 +42,7 @@ int Trainer::run() {
     } else if (std::holds_alternative<proto::WorldStop>(*command)) {
       seal(std::get<proto::WorldStop>(*command).reason);
     } else if (const auto* start = std::get_if<proto::WorldStart>(&*command)) {
-      digests_differ_ = false, suspect_ = -1;
+      digests_differ_ = false, bad_checkpoint_ = false, suspect_ = -1;
       done = enter_world(*start);
       if (done) done = run_world();
       if (!done && done.error().code == ErrorCode::kRebuildWorld) {
@@ -140,7 +141,12 @@ Status Trainer::bring_state(const proto::WorldStart& start) {
     if (!have) state_->step = -1;
     TESSERA_TRY(transfer_state());
   } else if (start.source == proto::StateSource::kCheckpoint) {
-    TESSERA_ASSIGN(state_, checkpoint::read_checkpoint(start.checkpoint_path, function_));
+    auto read = checkpoint::read_checkpoint(start.checkpoint_path, function_);
+    if (!read) {
+      bad_checkpoint_ = true;
+      return fail(ErrorCode::kRebuildWorld, read.error().message);
+    }
+    state_ = std::move(*read);
     if (state_->step != start.start_step)
       return fail(ErrorCode::kFixData, start.checkpoint_path + ": holds step " + std::to_string(state_->step) + ", expected " + std::to_string(start.start_step));
   } else {
@@ -210,7 +216,9 @@ Status Trainer::run_world() {
     TESSERA_TRY(step());
   }
   // Planned end: the boundary that all agreed on. Nothing is in flight; say where we are and wait for what comes.
-  if (state_->step == welcome_.total_steps || operation_.checkpoint.every_steps == 0 || state_->step % operation_.checkpoint.every_steps != 0) snapshot_if_due(true);
+  const int64_t every = operation_.checkpoint.every_steps;
+  const bool taken = every > 0 && state_->step > world_->start.start_step && state_->step % every == 0;
+  if (world_->final_checkpoint && !taken && state_->step > 0) snapshot_if_due(true);
   writer_->wait_idle();
   phase(proto::Phase::kFinished);
   link_.send(proto::Sealed{world_->start.generation, state_->step, false, state_->digest(), {}});
@@ -229,17 +237,22 @@ Status Trainer::step() {
   phase(proto::Phase::kVote);
   const StateDigest used = state_->digest();
   split_.compute += lap();
-  TESSERA_ASSIGN(const Agreement agreement, vote(evaluated));
+  TESSERA_ASSIGN(const Agreement agreement, vote(evaluated, used));
   split_.communication += lap();
   phase(proto::Phase::kApply);
   const float scale = float(1.0 / double(function_.batch.tiles));
   const optimizer::GradientSummary summary = optimizer::summarize(*state_, gradient_, scale);
   TESSERA_TRY(apply(true));
   split_.compute += lap();
-  if (agreement.stop_after >= 0) world_->stop_after = std::min(world_->stop_after, std::max<Step>(agreement.stop_after, state_->step));
-  snapshot_if_due(agreement.checkpoint);
+  if (agreement.stop_after >= 0 && state_->step < world_->stop_after) {
+    world_->stop_after = std::max<Step>(agreement.stop_after, state_->step);
+    world_->final_checkpoint = agreement.checkpoint;
+  }
+  snapshot_if_due(agreement.checkpoint && agreement.stop_after < 0);
   split_.checkpoint += lap();
-  if (world_->rank == 0) report_step(evaluated, agreement, summary, !summary.finite, used);
+  last_steps_.push_back(describe_step(evaluated, agreement, summary, !summary.finite, used));
+  if (last_steps_.size() > kStepsKept) last_steps_.pop_front();
+  if (world_->rank == 0) link_.send(last_steps_.back());
   link_.set_position(world_->start.generation, state_->step);
   recent_seconds_.push_back(split_.total());
   if (recent_seconds_.size() > 64) recent_seconds_.erase(recent_seconds_.begin());
@@ -293,14 +306,14 @@ Status Trainer::exchange() {
 
 // The fence. After it the step is committed: everybody holds the whole gradient. The ranks' tile losses ride along, so
 // that the logged loss is summed in tile order, whoever evaluated what.
-Result<Agreement> Trainer::vote(Evaluated& evaluated) {
+Result<Agreement> Trainer::vote(Evaluated& evaluated, const StateDigest& used) {
   if (abort_.raised()) return fail(ErrorCode::kRebuildWorld, "aborted");
   const size_t world = size_t(world_->size()), self = size_t(world_->rank);
   std::vector<Vote> votes(world);
   Vote& mine = votes[self];
   mine.term = world_->start.generation.term, mine.number = world_->start.generation.number;
   mine.step = state_->step;
-  mine.state = state_->digest();
+  mine.state = used;
   mine.gradient = model::gradient_digest(state_->layout, gradient_);
   mine.batch = evaluated.batch;
   if (self == 0) {
@@ -381,7 +394,7 @@ void Trainer::snapshot_if_due(bool asked) {
   writer_->write(checkpoint::take_snapshot(*state_, scalars, world_->start.generation, world_->rank, world_->size()));
 }
 
-void Trainer::report_step(const Evaluated& evaluated, const Agreement& agreement, const optimizer::GradientSummary& summary, bool skipped, const StateDigest& used) {
+proto::StepDone Trainer::describe_step(const Evaluated& evaluated, const Agreement& agreement, const optimizer::GradientSummary& summary, bool skipped, const StateDigest& used) {
   const Step k = state_->step - 1;
   const optimizer::StepRates rates = schedule_->at(k);
   proto::StepDone done;
@@ -401,7 +414,7 @@ void Trainer::report_step(const Evaluated& evaluated, const Agreement& agreement
   done.split = split_;
   done.unix_time = unix_seconds();
   done.effective_rank = evaluated.effective_rank;
-  link_.send(done);
+  return done;
 }
 
 // Never votes or applies in the generation again; says what it holds.
@@ -414,6 +427,8 @@ void Trainer::seal(const std::string& reason) {
   sealed.prepared = state_ && prepared_;
   if (state_) sealed.state_digest = state_->digest();
   if (sealed.prepared) sealed.gradient_digest = model::gradient_digest(state_->layout, gradient_);
+  if (!world_ || world_->rank != 0)
+    for (const auto& done : last_steps_) link_.send(done);
   world_.reset();
   abort_.clear();
   link_.report(generation, -1, sealed.applied, proto::Phase::kSealed);
@@ -426,7 +441,7 @@ void Trainer::fault(const Error& error) {
   if (!abort_.raised()) {
     log_warning("generation {}: {}", to_string(world_->start.generation), error.message);
     const Rank suspect = digests_differ_ ? suspect_ : world_->collective ? world_->collective->suspect() : -1;
-    link_.send(proto::WorldFault{world_->start.generation, state_ ? state_->step : -1, error.message, suspect, digests_differ_});
+    link_.send(proto::WorldFault{world_->start.generation, state_ ? state_->step : -1, error.message, suspect, digests_differ_, bad_checkpoint_});
   }
   world_->collective.reset();
   world_->mesh.reset();  // peers that wait for us see the connection close at once

@@ -5,6 +5,7 @@
 // whoever sealed `prepared` can apply the step later.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,6 +42,7 @@ class Trainer {
     std::unique_ptr<collective::Mesh> mesh;  // null with one rank
     std::unique_ptr<collective::Collective> collective;
     Step stop_after = -1;
+    bool final_checkpoint = true;  // the boundary it stops at gets a checkpoint
     int size() const { return int(start.members.size()); }
   };
   struct Evaluated {  // what the ranks tell each other and the ledger about one step
@@ -60,11 +62,11 @@ class Trainer {
   Status step();
   Result<Evaluated> evaluate();
   Status exchange();
-  Result<Agreement> vote(Evaluated& evaluated);
+  Result<Agreement> vote(Evaluated& evaluated, const StateDigest& used);
   Status apply(bool from_vote);
   void distribute_target(float momentum);
   void snapshot_if_due(bool asked);
-  void report_step(const Evaluated& evaluated, const Agreement& agreement, const optimizer::GradientSummary& summary, bool skipped, const StateDigest& used);
+  proto::StepDone describe_step(const Evaluated& evaluated, const Agreement& agreement, const optimizer::GradientSummary& summary, bool skipped, const StateDigest& used);
   void seal(const std::string& reason);
   void fault(const Error& error);
   void phase(proto::Phase phase);
@@ -90,10 +92,12 @@ class Trainer {
   std::optional<World> world_;
   bool prepared_ = false;
   bool digests_differ_ = false;
+  bool bad_checkpoint_ = false;
   Rank suspect_ = -1;
   proto::TimeSplit split_;
   double lap_at_ = 0;
   std::vector<double> recent_seconds_;
+  std::deque<proto::StepDone> last_steps_;  // for the ledger, should rank 0 die with its reports unsent
 };
 
 }  // namespace tessera::trainer
