@@ -1,0 +1,152 @@
+#include "data_loader/dataset/scenes/render.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "data_loader/dataset/scenes/shapes.h"
+#include "data_loader/dataset/scenes/texture.h"
+
+namespace tessera::data::scenes {
+namespace {
+
+constexpr int kGround = -1, kSky = -2;
+constexpr double kGroundEnd = 40;  // beyond it the ground is haze
+
+struct Sample {
+  Vec colour;
+  int surface = kSky;  // object index, kGround or kSky
+  bool lit = true;
+};
+
+// An object as rays see it.
+struct Body {
+  const Object* object;
+  double radius2;  // of its bounding sphere in the world, squared
+};
+
+class Caster {
+ public:
+  Caster(const Scene& scene, int size) : scene_(scene), pixel_(2 * scene.view / size) {
+    for (const Object& object : scene.objects) {
+      const double radius = bounding_radius(object.shape) * object.scale;
+      bodies_.push_back({&object, radius * radius});
+    }
+  }
+
+  Sample trace(double u, double v) const {
+    const Vec direction = normalized(scene_.camera.z + scene_.camera.x * (u * scene_.view) + scene_.camera.y * (v * scene_.view));
+    double t = std::numeric_limits<double>::infinity();
+    Hit best;
+    Sample out;
+    for (size_t i = 0; i < bodies_.size(); ++i) {
+      Hit hit;
+      if (reach(bodies_[i], scene_.eye, direction, &hit) && hit.t < t) t = hit.t, best = hit, out.surface = int(i);
+    }
+    if (direction.y < 0 && -scene_.eye.y / direction.y < std::min(t, kGroundEnd)) t = -scene_.eye.y / direction.y, out.surface = kGround;
+    const Vec point = scene_.eye + direction * t;
+    if (out.surface == kSky) out.colour = sky(direction);
+    else if (out.surface == kGround) out.colour = ground(point, direction, t, &out.lit);
+    else out.colour = surface(scene_.objects[size_t(out.surface)], best, point, direction, t, &out.lit);
+    return out;
+  }
+
+ private:
+  // In object space; t keeps the world's units because the direction is scaled along.
+  static bool reach(const Body& body, Vec origin, Vec direction, Hit* hit) {
+    const Vec from = origin - body.object->centre;
+    const double along = dot(from, direction), root = along * along - dot(from, from) + body.radius2;
+    if (root < 0 || (along > 0 && along * along > root)) return false;  // beside it, or behind
+    const double shrink = 1 / body.object->scale;
+    return meet(body.object->shape, body.object->frame.to_local(from) * shrink, body.object->frame.to_local(direction) * shrink, hit);
+  }
+
+  bool in_shadow(Vec point) const {
+    Hit hit;
+    return std::any_of(bodies_.begin(), bodies_.end(), [&](const Body& body) { return reach(body, point, scene_.to_light, &hit); });
+  }
+
+  // How open to the sky a ground point is: dark rims under the objects.
+  double openness(Vec point) const {
+    double open = 1;
+    for (const Body& body : bodies_) {
+      const Vec from = point - body.object->centre;
+      const double near = body.radius2 / (from.x * from.x + from.z * from.z + 0.15);
+      open *= 1 - 0.45 * clamp01(near * near);
+    }
+    return open;
+  }
+
+  Vec ground(Vec point, Vec direction, double t, bool* lit) const {
+    const double blur = t * pixel_ / std::max(0.05, -direction.y);
+    const Vec albedo = material_colour(scene_.ground, scene_.ground_frame.to_local(point), blur);
+    *lit = !in_shadow(point + Vec{0, 1e-4, 0});
+    const Vec light = scene_.ambient * openness(point) + (*lit ? scene_.light * scene_.to_light.y : Vec{});
+    const double haze = clamp01((t - 10) / (kGroundEnd - 10));
+    return mix(albedo * light, sky({direction.x, 0, direction.z}), haze * haze);
+  }
+
+  Vec surface(const Object& object, const Hit& hit, Vec point, Vec direction, double t, bool* lit) const {
+    const Vec normal = object.frame.to_world(hit.normal);
+    const Vec local = object.frame.to_local(point - object.centre) * (1 / object.scale);
+    const Vec albedo = material_colour(object.material, local, t * pixel_ / object.scale);
+    const double facing = dot(normal, scene_.to_light);
+    *lit = facing > 0 && !in_shadow(point + normal * 1e-3);
+    Vec light = scene_.ambient * (0.7 + 0.3 * normal.y);
+    if (*lit) light = light + scene_.light * facing;
+    Vec colour = albedo * light;
+    if (*lit) {
+      const Vec half = normalized(scene_.to_light - direction);
+      double shine = std::max(0.0, dot(normal, half));
+      for (int i = 0; i < object.material.gloss_squarings; ++i) shine *= shine;
+      colour = colour + scene_.light * (object.material.gloss * shine);
+    }
+    return colour;
+  }
+
+  Vec sky(Vec direction) const {
+    const Vec base = mix(scene_.sky_low, scene_.sky_high, clamp01(direction.y * 1.8 + 0.1));
+    const double clouds = value_noise(direction * 4.0, scene_.sky_seed) + 0.5 * value_noise(direction * 9.0, scene_.sky_seed + 3) - 0.75;
+    return base * (1 + scene_.sky_clouds * clouds);
+  }
+
+  const Scene& scene_;
+  double pixel_;  // width of a pixel at distance 1
+  std::vector<Body> bodies_;
+};
+
+// Square root for gamma: within a few per cent of 2.2, and exact everywhere.
+uint8_t to_byte(double linear) { return uint8_t(std::sqrt(clamp01(linear)) * 255 + 0.5); }
+
+bool differ(const Sample& a, const Sample& b) {
+  if (a.surface != b.surface || a.lit != b.lit) return true;
+  const Vec d = a.colour - b.colour;
+  return std::abs(d.x) + std::abs(d.y) + std::abs(d.z) > 0.18;
+}
+
+}  // namespace
+
+void render(const Scene& scene, int size, uint8_t* rgb) {
+  const Caster caster(scene, size);
+  std::vector<Sample> centre(size_t(size) * size_t(size));
+  const auto at = [&](double x, double y) { return caster.trace((2 * x) / size - 1, 1 - (2 * y) / size); };
+  for (int y = 0; y < size; ++y)
+    for (int x = 0; x < size; ++x) centre[size_t(y) * size_t(size) + size_t(x)] = at(x + 0.5, y + 0.5);
+  for (int y = 0; y < size; ++y) {
+    for (int x = 0; x < size; ++x) {
+      const size_t here = size_t(y) * size_t(size) + size_t(x);
+      const bool edge = (x > 0 && differ(centre[here], centre[here - 1])) || (x + 1 < size && differ(centre[here], centre[here + 1])) ||
+                        (y > 0 && differ(centre[here], centre[here - size_t(size)])) || (y + 1 < size && differ(centre[here], centre[here + size_t(size)]));
+      Vec colour = centre[here].colour;
+      if (edge) {
+        Vec sum;
+        for (const double dy : {0.25, 0.75})
+          for (const double dx : {0.25, 0.75}) sum = sum + at(x + dx, y + dy).colour;
+        colour = sum * 0.25;
+      }
+      rgb[here * 3] = to_byte(colour.x), rgb[here * 3 + 1] = to_byte(colour.y), rgb[here * 3 + 2] = to_byte(colour.z);
+    }
+  }
+}
+
+}  // namespace tessera::data::scenes

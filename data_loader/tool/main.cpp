@@ -1,0 +1,70 @@
+// tessera-data: index, inspect, verify datasets; make the procedural one. `tessera data ...` runs it.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <thread>
+
+#include "common/version.h"
+#include "data_loader/tool/commands.h"
+
+namespace {
+
+using namespace tessera;
+
+void print_text(const nlohmann::json& result) {
+  const auto number = [&](const char* name) { return static_cast<long long>(result.at(name).get<int64_t>()); };
+  std::printf("%lld samples in %lld shards, %.1f MB, manifest_digest %s\n", number("samples"), number("shards"), double(number("bytes")) / 1e6, result.at("manifest_digest").get<std::string>().c_str());
+  std::printf("%s %s, manifest %s%s\n", result.at("kind").get<std::string>().c_str(), result.at("source").get<std::string>().c_str(), result.at("manifest").get<std::string>().c_str(), result.at("indexed").get<bool>() ? " (made now)" : "");
+  for (const char* name : {"labels", "label_ranges", "classes", "first"})
+    if (result.contains(name) && !result[name].empty()) std::printf("%s: %s\n", name, result[name].dump().c_str());
+  if (result.contains("images_per_second")) std::printf("made in %.1f s, %.0f images/s\n", result["seconds"].get<double>(), result["images_per_second"].get<double>());
+  for (const auto& bad : result.at("bad")) std::printf("bad: %s\n", bad.at("reason").get<std::string>().c_str());
+}
+
+int report(const Result<nlohmann::json>& result, bool json, bool bad_is_failure) {
+  if (!result) {
+    if (json) std::printf("%s\n", nlohmann::json{{"schema", 1}, {"error", result.error().message}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    std::fprintf(stderr, "tessera-data: %s\n", result.error().message.c_str());
+    return exit_code_of(result.error());
+  }
+  if (json) std::printf("%s\n", result->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  else print_text(*result);
+  return bad_is_failure && !result->at("bad").empty() ? exit_codes::kDataCorrupt : exit_codes::kDone;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Datasets of Tessera: folders of images and WebDataset tar shards", "tessera-data"};
+  app.set_version_flag("--version", std::string(kVersion));
+  app.require_subcommand(1);
+  app.fallthrough();
+  bool json = false;
+  data::OpenOptions open;
+  open.threads = int(std::max(1u, std::thread::hardware_concurrency()));
+  app.add_flag("--json", json, "Print one JSON object on the last line");
+  app.add_option("--threads", open.threads, "Threads; never changes a digest")->check(CLI::Range(1, 1024));
+  app.add_option("--manifests", open.manifest_folder, "Folder for manifests of read-only data");
+  CLI::App* index = app.add_subcommand("index", "Make the manifest of a dataset");
+  CLI::App* inspect = app.add_subcommand("inspect", "Show what a dataset holds");
+  CLI::App* verify = app.add_subcommand("verify", "Read, check and decode every sample; 65 if any is bad");
+  CLI::App* scenes = app.add_subcommand("make-scenes", "Write the procedural dataset as tar shards");
+  for (CLI::App* command : {index, inspect, verify}) command->add_option("path", open.data_path, "Folder of images, folder or pattern of tar shards, or scenes:N")->required();
+  index->add_flag("--again", open.index_again, "Index even when the manifest looks fresh");
+  std::string folder;
+  data::ScenesOptions options;
+  scenes->add_option("--out", folder, "Folder to write, new or empty")->required();
+  scenes->add_option("--count", options.count, "Images")->required();
+  scenes->add_option("--size", options.size, "Side in pixels");
+  scenes->add_option("--seed", options.seed, "Seed");
+  scenes->add_option("--shard-size", options.shard_size, "Images per shard");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? exit_codes::kDone : exit_codes::kUsage;
+  }
+  options.threads = open.threads;
+  if (*index) return report(data::index_command(open), json, false);
+  if (*inspect) return report(data::inspect_command(open), json, false);
+  if (*verify) return report(data::verify_command(open), json, true);
+  return report(data::make_scenes_command(folder, options, open), json, false);
+}
