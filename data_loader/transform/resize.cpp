@@ -17,13 +17,25 @@ double weight_of(Filter filter, double x) {
   return 0.0;
 }
 
+// For 16-bit multiplies: k = high * 4096 + low with low in [-2048, 2047], two taps side by side.
+void split_weights(ResizeScratch::Weights& w) {
+  w.split.resize(w.weight.size());
+  for (size_t i = 0; i < w.weight.size(); i += 2) {
+    const int32_t k0 = w.weight[i], k1 = w.weight[i + 1];
+    const int32_t low0 = ((k0 + 2048) & 4095) - 2048, low1 = ((k1 + 2048) & 4095) - 2048;
+    const int32_t high0 = (k0 - low0) >> 12, high1 = (k1 - low1) >> 12;
+    w.split[i] = int32_t((uint32_t(high0) & 0xFFFFu) | uint32_t(high1) << 16);
+    w.split[i + 1] = int32_t((uint32_t(low0) & 0xFFFFu) | uint32_t(low1) << 16);
+  }
+}
+
 // Pillow's precompute_coeffs and normalize_coeffs_8bpc for a box [0, in).
 void prepare(ResizeScratch::Weights& w, int in, int out, Filter filter) {
   if (w.in == in && w.out == out && w.filter == filter) return;
   const double scale = double(in) / out, filter_scale = std::max(scale, 1.0);
   const double support = (filter == Filter::kBilinear ? 1.0 : 2.0) * filter_scale, step = 1.0 / filter_scale;
   w.in = in, w.out = out, w.filter = filter;
-  w.taps = int(std::ceil(support)) * 2 + 1;
+  w.taps = (int(std::ceil(support)) * 2 + 1 + 3) & ~3;
   w.first.assign(size_t(out), 0), w.count.assign(size_t(out), 0), w.weight.assign(size_t(out) * size_t(w.taps), 0);
   std::vector<double> k(size_t(w.taps), 0.0);
   for (int x = 0; x < out; ++x) {
@@ -37,6 +49,7 @@ void prepare(ResizeScratch::Weights& w, int in, int out, Filter filter) {
     }
     w.first[size_t(x)] = first, w.count[size_t(x)] = count;
   }
+  split_weights(w);
 }
 
 uint8_t clip8(int32_t value) {
@@ -44,19 +57,17 @@ uint8_t clip8(int32_t value) {
   return uint8_t(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
+template <int kPixelBytes>
 void horizontal_row(const uint8_t* in, const ResizeScratch::Weights& w, uint8_t* out) {
   for (int x = 0; x < w.out; ++x) {
     const int32_t* weight = w.weight.data() + size_t(x) * size_t(w.taps);
-    const uint8_t* pixel = in + size_t(w.first[size_t(x)]) * 3;
+    const uint8_t* pixel = in + size_t(w.first[size_t(x)]) * kPixelBytes;
     int32_t r = 1 << (kBits - 1), g = r, b = r;
-    for (int i = 0; i < w.count[size_t(x)]; ++i, pixel += 3) r += pixel[0] * weight[i], g += pixel[1] * weight[i], b += pixel[2] * weight[i];
+    for (int i = 0; i < w.count[size_t(x)]; ++i, pixel += kPixelBytes) r += pixel[0] * weight[i], g += pixel[1] * weight[i], b += pixel[2] * weight[i];
     out[3 * x] = clip8(r), out[3 * x + 1] = clip8(g), out[3 * x + 2] = clip8(b);
   }
 }
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-__attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#endif
 void vertical_row(const uint8_t* in, int64_t row_bytes, const int32_t* weight, int count, int bytes, uint8_t* out) {
   for (int at = 0; at < bytes; at += 64) {
     int32_t sum[64];
@@ -67,30 +78,52 @@ void vertical_row(const uint8_t* in, int64_t row_bytes, const int32_t* weight, i
       const int32_t k = weight[i];
       for (int j = 0; j < n; ++j) sum[j] += row[j] * k;
     }
-    for (int j = 0; j < n; ++j) {
-      const int32_t value = sum[j] >> kBits;
-      out[at + j] = uint8_t(value < 0 ? 0 : value > 255 ? 255 : value);
-    }
+    for (int j = 0; j < n; ++j) out[at + j] = clip8(sum[j]);
   }
+}
+
+void mirror_rows(uint8_t* pixels, int size) {
+  for (int y = 0; y < size; ++y) {
+    uint8_t* row = pixels + int64_t{y} * size * 3;
+    for (int x = 0; x < size / 2; ++x)
+      for (int c = 0; c < 3; ++c) std::swap(row[3 * x + c], row[3 * (size - 1 - x) + c]);
+  }
+}
+
+// Both passes; box_pixels is the box's first pixel.
+template <int kPixelBytes>
+void resize_scalar(const uint8_t* box_pixels, int64_t row_bytes, int in_height, int size, ResizeScratch& s, uint8_t* out) {
+  const int64_t between_row = int64_t{size} * 3;
+  if (s.between.size() < size_t(in_height * between_row)) s.between.resize(size_t(in_height * between_row));
+  for (int y = 0; y < in_height; ++y) horizontal_row<kPixelBytes>(box_pixels + y * row_bytes, s.horizontal, s.between.data() + y * between_row);
+  const auto& v = s.vertical;
+  for (int y = 0; y < size; ++y)
+    vertical_row(s.between.data() + v.first[size_t(y)] * between_row, between_row, v.weight.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)],
+                 int(between_row), out + y * between_row);
 }
 
 }  // namespace
 
+Result<Filter> filter_of(const std::string& interpolation) {
+  if (interpolation == "bilinear") return Filter::kBilinear;
+  if (interpolation == "bicubic") return Filter::kBicubic;
+  return fail(ErrorCode::kFixConfig, "[data_loader] function.data.interpolation is '" + interpolation + "'; set bilinear or bicubic");
+}
+
 void crop_resize(const uint8_t* rgb, int64_t row_bytes, const proto::CropBox& box, int size, Filter filter, uint8_t* out, ResizeScratch& s) {
   prepare(s.horizontal, box.width, size, filter);
   prepare(s.vertical, box.height, size, filter);
-  const int64_t between_row = int64_t{size} * 3;
-  s.between.resize(size_t(box.height) * size_t(between_row));
-  for (int y = 0; y < box.height; ++y)
-    horizontal_row(rgb + (box.top + y) * row_bytes + box.left * 3, s.horizontal, s.between.data() + y * between_row);
-  for (int y = 0; y < size; ++y) {
-    uint8_t* row = out + y * between_row;
-    vertical_row(s.between.data() + s.vertical.first[size_t(y)] * between_row, between_row, s.vertical.weight.data() + size_t(y) * size_t(s.vertical.taps),
-                 s.vertical.count[size_t(y)], int(between_row), row);
-    if (box.flip)
-      for (int x = 0; x < size / 2; ++x)
-        for (int c = 0; c < 3; ++c) std::swap(row[3 * x + c], row[3 * (size - 1 - x) + c]);
-  }
+  resize_scalar<3>(rgb + box.top * row_bytes + int64_t{box.left} * 3, row_bytes, box.height, size, s, out);
+  if (box.flip) mirror_rows(out, size);
+}
+
+void crop_resize_rgbx(const uint8_t* box_pixels, int64_t row_bytes, const proto::CropBox& box, int size, Filter filter, uint8_t* out, ResizeScratch& s,
+                      ResizeCode code) {
+  prepare(s.horizontal, box.width, size, filter);
+  prepare(s.vertical, box.height, size, filter);
+  if (code == ResizeCode::kBest && resize_avx2_available()) resize_avx2(box_pixels, row_bytes, box.height, size, s, out);
+  else resize_scalar<4>(box_pixels, row_bytes, box.height, size, s, out);
+  if (box.flip) mirror_rows(out, size);
 }
 
 }  // namespace tessera::data
