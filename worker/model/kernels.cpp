@@ -112,7 +112,8 @@ double loss(Loss kind, const float* prediction, const float* target, int64_t n, 
   if (kind == Loss::kL2)
     return chunked_loss(prediction, target, n, gradient, [](float d) { return d * d; }, [](float d) { return 2.0f * d; });
   const auto value = [](float d) { return std::fabs(d) < 1.0f ? 0.5f * d * d : std::fabs(d) - 0.5f; };
-  return chunked_loss(prediction, target, n, gradient, value, [](float d) { return std::min(1.0f, std::max(-1.0f, d)); });
+  const auto slope = [](float d) { return std::min(std::max(d, -1.0f), 1.0f); };  // NaN stays NaN
+  return chunked_loss(prediction, target, n, gradient, value, slope);
 }
 
 void patchify(const uint8_t* image, int64_t image_size, int64_t patch_size, const float mean[3], const float std[3], float* out) {

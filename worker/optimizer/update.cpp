@@ -26,6 +26,8 @@ void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float 
   args.eps = float(c.eps);
   args.beta1 = float(c.betas[0]);
   args.beta2 = float(c.betas[1]);
+  args.rest1 = float(1.0 - c.betas[0]);
+  args.rest2 = float(1.0 - c.betas[1]);
   for (const auto& place : state.layout.tensors) {
     args.decay = place.decayed ? float(1.0 - rates.lr * rates.weight_decay) : 1.0f;
     const size_t bucket = size_t(place.bucket);
@@ -35,7 +37,7 @@ void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float 
   }
 }
 
-void ema_slice(const model::State& state, float momentum, int64_t first, int64_t last, float* out) {
+void ema_slice(const model::State& state, double momentum, int64_t first, int64_t last, float* out) {
   int64_t start = 0;  // of the bucket in the concatenation
   for (size_t i = 0; i < state.layout.buckets.size(); ++i) {
     const auto& bucket = state.layout.buckets[i];
@@ -48,7 +50,7 @@ void ema_slice(const model::State& state, float momentum, int64_t first, int64_t
   }
 }
 
-void ema_position(model::State& state, float momentum) {
+void ema_position(model::State& state, double momentum) {
   float* target = state.target_position.mutable_data_ptr<float>();
   at::Tensor before = state.target_position.clone();
   kernels::ema(before.const_data_ptr<float>(), state.context_position.const_data_ptr<float>(), momentum, before.numel(), target);

@@ -38,10 +38,11 @@ GradientSummary summarize(const model::State& state, const model::FlatBuffers& g
 // advances state.step only.
 void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool skipped);
 
+// momentum: StepRates::ema, as it is in double (1 - m is rounded from double, as published).
 // T = m T + (1 - m) theta for floats [first, last) of the concatenated encoder buckets (bucket order), into `out`
 // (last - first floats), reading state.target and state.weights; T is not touched.
-void ema_slice(const model::State& state, float momentum, int64_t first, int64_t last, float* out);
+void ema_slice(const model::State& state, double momentum, int64_t first, int64_t last, float* out);
 // The same for the position table, in place (every rank does it itself).
-void ema_position(model::State& state, float momentum);
+void ema_position(model::State& state, double momentum);
 
 }  // namespace tessera::optimizer

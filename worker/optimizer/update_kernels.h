@@ -12,11 +12,12 @@ struct AdamW {
   float root_bc2;   // sqrt(1 - beta2^t)
   float decay;      // 1 - lr * weight_decay, or 1
   float eps, beta1, beta2;
+  float rest1, rest2;     // 1 - beta1, 1 - beta2
 };
 // p, m, v [n] in place from the summed gradient g [n].
 void adamw(const float* g, float* p, float* m, float* v, int64_t n, const AdamW& a);
-// out = momentum * target + (1 - momentum) * weights.
-void ema(const float* target, const float* weights, float momentum, int64_t n, float* out);
+// out = momentum * target + (1 - momentum) * weights, both factors rounded once from double as the published code does.
+void ema(const float* target, const float* weights, double momentum, int64_t n, float* out);
 // Sum of squares in double over fixed chunks; NaN or Inf where an element is.
 double sum_of_squares(const float* x, int64_t n);
 // out must be neither a nor b.

@@ -1,0 +1,133 @@
+// Outputs, loss and gradients against the published implementation (goldens model_*). Tolerances: the goldens' README.
+#include <gtest/gtest.h>
+
+#include <ATen/ATen.h>
+#include <cstdlib>
+
+#include "tests/goldens/model/goldens.h"
+
+namespace tessera {
+namespace {
+
+using goldens::relative;
+
+struct Case {
+  nlohmann::json meta;
+  goldens::Tensors io;
+  FunctionConfig function;
+  model::State state;
+  model::Tile tile;
+};
+
+Case load_case(const std::filesystem::path& path, const std::string& precision = "fp32") {
+  Case c;
+  c.meta = goldens::load_json(path / "meta.json");
+  c.io = goldens::load(path / "io.safetensors");
+  c.function = goldens::function_of(c.meta.at("config"));
+  c.function.precision = precision;
+  c.state = model::State::empty(c.function);
+  if (std::filesystem::exists(path / "weights.safetensors"))
+    goldens::fill_state(c.state, goldens::load(path / "weights.safetensors"), goldens::MissingTarget::kScaled);
+  else
+    goldens::fill_formula(c.state, c.meta.at("seed").get<uint64_t>());
+  c.tile = goldens::tile_of(c.io.at("images_u8"), c.io, "masks_enc.", "masks_pred.");
+  return c;
+}
+
+std::unique_ptr<model::Engine> engine_of(const Case& c) { return std::move(*model::Engine::make(c.function, "cpu")); }
+
+std::map<std::string, at::Tensor> by_golden_name(const model::TileOutputs& out) {
+  return {{"patch_embed", out.patch_embed_bnd},    {"context_out", out.context_bkd},  {"target_out", out.target_bnd},
+          {"target_normed", out.target_normed_bnd}, {"target_masked", out.wanted_bkd}, {"pred_out", out.prediction_bkd}};
+}
+
+TEST(Model, OutputsAndLoss) {
+  TESSERA_GOLDEN_CASES(cases, "", "model_*");
+  for (const auto& path : cases) {
+    SCOPED_TRACE(path.string());
+    const Case c = load_case(path);
+    const model::TileOutputs out = engine_of(c)->outputs(c.state, c.tile);
+    for (const auto& [name, ours] : by_golden_name(out)) {
+      ASSERT_TRUE(c.io.contains(name)) << name;
+      EXPECT_EQ(ours.sizes(), c.io.at(name).sizes()) << name;
+      EXPECT_LE(relative(ours, c.io.at(name)), 5e-6) << name;
+      RecordProperty((path.filename().string() + "." + name).c_str(), std::to_string(relative(ours, c.io.at(name))));
+    }
+    EXPECT_NEAR(out.loss, c.meta.at("loss").get<double>(), 1e-6);
+  }
+}
+
+TEST(Model, PositionTables) {
+  TESSERA_GOLDEN_CASES(cases, "", "model_*");
+  for (const auto& path : cases) {
+    SCOPED_TRACE(path.string());
+    const Case c = load_case(path);
+    if (!c.io.contains("pos_embed")) continue;  // a case that brings its own tables
+    EXPECT_LE(goldens::max_abs(c.state.context_position, c.io.at("pos_embed")), 1.2e-7);
+    EXPECT_LE(goldens::max_abs(c.state.predictor_position, c.io.at("predictor_pos_embed")), 1.2e-7);
+  }
+}
+
+TEST(Model, FormulaWeights) {
+  TESSERA_GOLDEN_CASES(cases, "", "model_*");
+  for (const auto& path : cases) {
+    const auto meta = goldens::load_json(path / "meta.json");
+    if (!meta.contains("formula_check")) continue;
+    for (const auto& [name, values] : meta.at("formula_check").items())
+      for (size_t i = 0; i < values.size(); ++i)
+        EXPECT_EQ(goldens::formula_value(name, name.ends_with(".bias") || name.find("norm") != std::string::npos ? 1 : 2, meta.at("seed").get<uint64_t>(), i),
+                  values[i].get<float>())
+            << path << " " << name << " " << i;
+  }
+}
+
+// One gradient against a stored one: all elements, or the flat elements (j n) div c of a sample.
+void expect_gradient(const std::string& name, const at::Tensor& ours, const at::Tensor& stored, bool sampled) {
+  at::Tensor mine = ours.reshape(-1), theirs = stored.reshape(-1);
+  std::vector<int64_t> places;
+  const int64_t n = mine.numel(), d = n / 3, count = theirs.numel();
+  const bool bias = name.ends_with("attn.qkv.bias");
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t place = sampled ? j * n / count : j;
+    if (!(bias && place >= d && place < 2 * d)) places.push_back(j);
+  }
+  if (sampled) {
+    std::vector<int64_t> flat;
+    for (int64_t j = 0; j < count; ++j) flat.push_back(j * n / count);
+    mine = mine.index_select(0, at::tensor(flat));
+  }
+  ASSERT_EQ(mine.numel(), theirs.numel()) << name;
+  const at::Tensor kept = at::tensor(places);
+  const double scale = std::max(goldens::without_key_bias(name, ours.reshape(-1)).abs().max().item<double>(), theirs.abs().max().item<double>());
+  EXPECT_LE(goldens::max_abs(mine.index_select(0, kept), theirs.index_select(0, kept)), 1e-5 * scale) << name;
+}
+
+TEST(Model, Gradients) {
+  TESSERA_GOLDEN_CASES(cases, "", "model_*");
+  for (const auto& path : cases) {
+    SCOPED_TRACE(path.string());
+    const Case c = load_case(path);
+    model::FlatBuffers gradient = model::make_buffers(c.state.layout);
+    for (const auto& place : c.state.layout.tensors) c.state.view(gradient, place).fill_(7.0f);  // must be overwritten
+    const model::TileResult result = engine_of(c)->gradient(c.state, c.tile, gradient, false);
+    EXPECT_NEAR(result.loss, c.meta.at("loss").get<double>(), 1e-6);
+    const bool sampled = !std::filesystem::exists(path / "grads.safetensors");
+    const auto stored = goldens::load(path / (sampled ? "grad_samples.safetensors" : "grads.safetensors"));
+    size_t compared = 0;
+    for (const auto& place : c.state.layout.tensors) {
+      const std::string name = goldens::golden_name(place.name);
+      ASSERT_TRUE(stored.contains(name)) << name;
+      const at::Tensor ours = c.state.view(gradient, place);
+      expect_gradient(name, ours, stored.at(name), sampled);
+      ++compared;
+      if (c.meta.contains("gradients") && c.meta.at("gradients").contains(name)) {
+        const double norm = c.meta.at("gradients").at(name).at("l2").get<double>();
+        EXPECT_NEAR(ours.to(at::kDouble).norm().item<double>(), norm, 1e-5 * norm) << name;
+      }
+    }
+    EXPECT_EQ(compared, stored.size());
+  }
+}
+
+}  // namespace
+}  // namespace tessera
