@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMaxObjects = 6;
 constexpr double kSingleShare = 0.3;  // of the pictures show one object; 2 to 6 share the rest evenly
-constexpr double kNearest = 3.0, kFarthestNearest = 6.5, kDepthBehind = 4.5;
+constexpr double kNearest = 2.6, kFarthestNearest = 5.6, kDepthBehind = 4.5;
 
 struct Draw {
   PhiloxStream words;
@@ -54,7 +54,7 @@ Frame turned(Frame frame, double turns) {  // about the world's y
 Object draw_object(Draw& draw, Shape shape) {
   Object out;
   out.shape = shape;
-  out.scale = draw.in(0.8, 1.15);
+  out.scale = draw.in(0.85, 1.2);
   out.frame = turned(resting_frame(shape, draw.chance(0.3) ? Rest::kLying : Rest::kUpright), draw.in(0, 1));
   out.material = draw_material(draw, 0.25);
   out.material.period = draw.in(0.35, 0.8);
@@ -131,8 +131,8 @@ void draw_surroundings(Draw& draw, Scene* scene) {
   const double up = draw.in(0.55, 1.4);
   scene->to_light = normalized({around.sin, up, around.cos});
   const Vec tint = mix({1, 0.93, 0.82}, {0.85, 0.93, 1}, draw.in(0, 1));
-  scene->light = tint * draw.in(0.75, 1.25);
-  scene->ambient = Vec{1, 1, 1} * draw.in(0.18, 0.4);
+  scene->light = tint * draw.in(0.9, 1.4);
+  scene->ambient = Vec{1, 1, 1} * draw.in(0.22, 0.5);
 }
 
 }  // namespace
@@ -151,7 +151,7 @@ Scene draw_scene(uint64_t seed, uint64_t index) {
   scene.label = scene_class(seed, index);
   const int count = draw.chance(kSingleShare) ? 1 : 2 + draw.below(kMaxObjects - 1);
   const double distance = draw.in(kNearest, kFarthestNearest);
-  scene.eye = {0, draw.in(1.9, 2.9), 0};
+  scene.eye = {0, draw.in(1.7, 2.6), 0};
   draw_surroundings(draw, &scene);
   std::vector<Object> objects;
   for (int i = 0; i < count; ++i) objects.push_back(draw_object(draw, Shape(scene.label)));

@@ -11,7 +11,7 @@ constexpr double kSphereRadius = 0.85;
 constexpr double kCubeHalf = 0.68;
 constexpr double kConeRadius = 0.8, kConeHalfHeight = 0.8;  // apex up
 constexpr double kCylinderRadius = 0.58, kCylinderHalfHeight = 0.82;
-constexpr double kTorusMajor = 0.66, kTorusMinor = 0.27;
+constexpr double kTorusMajor = 0.68, kTorusMinor = 0.3;
 constexpr double kTetrahedronRadius = 1.15, kTetrahedronInner = kTetrahedronRadius / 3;
 constexpr double kFar = std::numeric_limits<double>::infinity();
 

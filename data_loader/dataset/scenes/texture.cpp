@@ -5,10 +5,12 @@
 namespace tessera::data::scenes {
 namespace {
 
-double lattice(int x, int y, int z, uint32_t seed) {
-  uint32_t h = uint32_t(x) * 0x9E3779B1u ^ uint32_t(y) * 0x85EBCA77u ^ uint32_t(z) * 0xC2B2AE3Du ^ seed;
-  h ^= h >> 15, h *= 0x2C1B3C6Du, h ^= h >> 12, h *= 0x297A2D39u, h ^= h >> 15;
-  return double(h >> 8) * 0x1p-24;
+constexpr uint32_t kStepX = 0x9E3779B1u, kStepY = 0x85EBCA77u, kStepZ = 0xC2B2AE3Du;
+
+// A corner's value in [0, 1) from its hashed coordinates.
+double corner(uint32_t h) {
+  h ^= h >> 15, h *= 0x2C1B3C6Du;
+  return double(int32_t(h >> 8)) * 0x1p-24;
 }
 
 double smooth(double t) { return t * t * (3 - 2 * t); }
@@ -18,7 +20,7 @@ double pattern_weight(Pattern pattern, Vec p, uint32_t seed) {
   switch (pattern) {
     case Pattern::kPlain: return 0;
     case Pattern::kStripes: return fraction(p.x + 0.35 * p.y) < 0.5 ? 1 : 0;
-    case Pattern::kChecker: return (int64_t(std::floor(p.x)) + int64_t(std::floor(p.y + 0.001)) + int64_t(std::floor(p.z))) & 1 ? 1 : 0;
+    case Pattern::kChecker: return (int64_t(floor_of(p.x)) + int64_t(floor_of(p.y + 0.001)) + int64_t(floor_of(p.z))) & 1 ? 1 : 0;
     case Pattern::kDots: {
       const double x = fraction(p.x) - 0.5, y = fraction(p.y + 0.5) - 0.5, z = fraction(p.z) - 0.5;
       return x * x + y * y + z * z < 0.11 ? 1 : 0;
@@ -28,7 +30,7 @@ double pattern_weight(Pattern pattern, Vec p, uint32_t seed) {
       return smooth(clamp01((n - 0.45) * 2.5));
     }
     case Pattern::kBricks: {
-      const double row = std::floor(p.z), x = fraction(p.x * 0.5 + 0.5 * fraction(row * 0.5) * 2), z = fraction(p.z), y = fraction(p.y + 0.06);
+      const double row = floor_of(p.z), x = fraction(p.x * 0.5 + 0.5 * fraction(row * 0.5) * 2), z = fraction(p.z), y = fraction(p.y + 0.06);
       return x < 0.06 || z < 0.12 || y < 0.12 ? 1 : 0;
     }
   }
@@ -47,15 +49,21 @@ double mean_weight(Pattern pattern) {
 }  // namespace
 
 double value_noise(Vec at, uint32_t seed) {
-  const double fx = std::floor(at.x), fy = std::floor(at.y), fz = std::floor(at.z);
-  const int x = int(fx), y = int(fy), z = int(fz);
+  const double fx = floor_of(at.x), fy = floor_of(at.y), fz = floor_of(at.z);
   const double tx = smooth(at.x - fx), ty = smooth(at.y - fy), tz = smooth(at.z - fz);
-  const auto edge = [&](int j, int k) {
-    const double a = lattice(x, y + j, z + k, seed), b = lattice(x + 1, y + j, z + k, seed);
+  const uint32_t x = uint32_t(int64_t(fx)) * kStepX ^ seed, y = uint32_t(int64_t(fy)) * kStepY, z = uint32_t(int64_t(fz)) * kStepZ;
+  const uint32_t next_x = (uint32_t(int64_t(fx)) + 1) * kStepX ^ seed;
+  const auto edge = [&](uint32_t j, uint32_t k) {
+    const uint32_t row = (y + j * kStepY) ^ (z + k * kStepZ);
+    const double a = corner(x ^ row), b = corner(next_x ^ row);
     return a + (b - a) * tx;
   };
-  const double near = edge(0, 0) + (edge(1, 0) - edge(0, 0)) * ty, far = edge(0, 1) + (edge(1, 1) - edge(0, 1)) * ty;
-  return near + (far - near) * tz;
+  const auto face = [&](uint32_t k) {
+    const double low = edge(0, k);
+    return ty == 0 ? low : low + (edge(1, k) - low) * ty;  // the ground is flat: half the corners
+  };
+  const double near = face(0);
+  return near + (face(1) - near) * tz;
 }
 
 Vec material_colour(const Material& material, Vec point, double blur) {
@@ -67,8 +75,8 @@ Vec material_colour(const Material& material, Vec point, double blur) {
     weight = mean;
     if (seen > 0) weight += (pattern_weight(material.pattern, p, material.noise_seed) - mean) * seen;
   }
-  const double fine = value_noise(point * 5.0, material.noise_seed + 7), coarse = value_noise(point * 1.3, material.noise_seed + 9);
-  const double grain = 1 + material.grain * (fine * clamp01(1.5 - 6 * blur) + coarse * 1.2 - 1.1);
+  const double cloth = value_noise(point * 3.3, material.noise_seed + 7) - 0.5;
+  const double grain = 1 + 2 * material.grain * cloth * clamp01(1.5 - 4 * blur);
   return mix(material.first, material.second, weight) * grain;
 }
 

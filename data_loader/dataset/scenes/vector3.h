@@ -20,7 +20,12 @@ inline double length(Vec a) { return std::sqrt(dot(a, a)); }
 inline Vec normalized(Vec a) { return a * (1.0 / length(a)); }
 inline Vec mix(Vec a, Vec b, double t) { return a + (b - a) * t; }
 inline double clamp01(double x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
-inline double fraction(double x) { return x - std::floor(x); }
+// std::floor is a call without SSE4.1; this is the same for |x| < 2^62.
+inline double floor_of(double x) {
+  const double whole = double(int64_t(x));
+  return whole > x ? whole - 1 : whole;
+}
+inline double fraction(double x) { return x - floor_of(x); }
 
 // Rows are the axes of a local frame in world coordinates.
 struct Frame {
