@@ -9,8 +9,9 @@
 namespace tessera::trainer {
 namespace {
 
-constexpr Millis kHeartbeatMs = 200, kHelloMs = 1000;
-constexpr size_t kUnacknowledgedMax = 100000;
+constexpr Millis kHeartbeatMs = 200, kHelloMs = 1000, kResendMs = 1000;
+constexpr size_t kUnacknowledgedMax = 100000;  // the oldest are dropped beyond it
+constexpr size_t kResendCount = 256;
 
 int64_t resident_bytes() {
   long pages = 0, resident = 0;
@@ -41,13 +42,45 @@ ControlLink::~ControlLink() {
 }
 
 void ControlLink::send(proto::Payload payload) {
+  if (const auto* done = std::get_if<proto::StepDone>(&payload)) {
+    keep(*done);
+    std::lock_guard lock(mutex_);
+    reporting_ = true;
+  }
   {
     std::lock_guard lock(mutex_);
-    if (const auto* done = std::get_if<proto::StepDone>(&payload)) {
-      unacknowledged_.push_back(*done);
-      if (unacknowledged_.size() > kUnacknowledgedMax) unacknowledged_.pop_front();
-    }
     outbox_.push_back(std::move(payload));
+  }
+  client_.wake();
+}
+
+void ControlLink::keep(proto::StepDone done) {
+  std::lock_guard lock(mutex_);
+  reporting_ = false;
+  unacknowledged_.push_back(std::move(done));
+  if (unacknowledged_.size() > kUnacknowledgedMax) unacknowledged_.pop_front();
+}
+
+void ControlLink::set_acknowledged(Step step) {
+  acknowledged_ = std::max(acknowledged_, step);
+  while (!unacknowledged_.empty() && unacknowledged_.front().step <= acknowledged_) unacknowledged_.pop_front();
+}
+
+void ControlLink::acknowledge(Step step) {
+  std::lock_guard lock(mutex_);
+  set_acknowledged(step);
+}
+
+Step ControlLink::acknowledged() const {
+  std::lock_guard lock(mutex_);
+  return acknowledged_;
+}
+
+void ControlLink::send_kept() {
+  {
+    std::lock_guard lock(mutex_);
+    outbox_.insert(outbox_.end(), unacknowledged_.begin(), unacknowledged_.end());
+    reporting_ = true;
   }
   client_.wake();
 }
@@ -80,12 +113,22 @@ std::optional<proto::Payload> ControlLink::next(int timeout_ms) {
   if (inbox_.empty()) return std::nullopt;
   proto::Payload out = std::move(inbox_.front());
   inbox_.pop_front();
+  refresh_abort();
   return out;
 }
 
-std::optional<proto::ShardAssignment> ControlLink::take_assignment() {
+// Up while something waits that ends the present world.
+void ControlLink::refresh_abort() {
+  bool wanted = shutdown_.has_value();
+  for (const auto& payload : inbox_) wanted = wanted || std::holds_alternative<proto::WorldStop>(payload) || std::holds_alternative<proto::WorldStart>(payload);
+  if (wanted && !abort_.raised()) abort_.raise();
+  if (!wanted && abort_.raised()) abort_.clear();
+}
+
+void ControlLink::on_assignment(std::function<void(const proto::ShardAssignment&)> sink) {
   std::lock_guard lock(mutex_);
-  return std::exchange(assignment_, std::nullopt);
+  assignment_sink_ = std::move(sink);
+  if (assignment_ && assignment_sink_) assignment_sink_(*assignment_);
 }
 std::optional<proto::WorldDirective> ControlLink::take_directive() {
   std::lock_guard lock(mutex_);
@@ -98,7 +141,12 @@ std::optional<proto::Shutdown> ControlLink::shutdown() const {
 
 bool ControlLink::drain(int timeout_ms) {
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return (unacknowledged_.empty() && outbox_.empty()) || shutdown_; });
+  return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return unacknowledged_.empty() && outbox_.empty(); });
+}
+
+bool ControlLink::flush(int timeout_ms) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return outbox_.empty(); });
 }
 
 void ControlLink::send_hello() {
@@ -106,6 +154,7 @@ void ControlLink::send_hello() {
   {
     std::lock_guard lock(mutex_);
     hello = options_.hello;
+    hello.highest_term = fence_.highest_term;
   }
   (void)client_.send(hello);
 }
@@ -121,59 +170,82 @@ void ControlLink::heartbeat(Millis now) {
   (void)client_.send(status);
 }
 
+void ControlLink::send_outbox() {
+  for (;;) {
+    proto::Payload payload;
+    {
+      std::lock_guard lock(mutex_);
+      if (outbox_.empty()) return changed_.notify_all();
+      payload = outbox_.front();
+    }
+    (void)client_.send(payload);
+    std::lock_guard lock(mutex_);
+    outbox_.pop_front();
+  }
+}
+
+// Reports that nobody has acknowledged for a while may have been lost with a connection.
+void ControlLink::resend_late(Millis now) {
+  std::lock_guard lock(mutex_);
+  if (!reporting_ || unacknowledged_.empty() || !outbox_.empty() || now - resent_at_ < kResendMs) return;
+  if (resent_at_ != 0)
+    for (size_t i = 0; i < std::min(kResendCount, unacknowledged_.size()); ++i) outbox_.push_back(unacknowledged_[i]);
+  resent_at_ = now;
+}
+
 void ControlLink::run(std::stop_token stop) {
   send_hello();
   Millis next_heartbeat = monotonic_ms() + kHeartbeatMs, next_hello = monotonic_ms() + kHelloMs;
   while (!stop.stop_requested()) {
-    for (;;) {
-      proto::Payload payload;
-      {
-        std::lock_guard lock(mutex_);
-        if (outbox_.empty()) break;
-        payload = std::move(outbox_.front());
-        outbox_.pop_front();
-        if (outbox_.empty()) changed_.notify_all();
-      }
-      (void)client_.send(payload);
-    }
+    send_outbox();
     const Millis now = monotonic_ms();
     if (now >= next_heartbeat && welcomed_) heartbeat(now), next_heartbeat = now + kHeartbeatMs;
     if (now >= next_hello && !welcomed_) send_hello(), next_hello = now + kHelloMs;
+    resend_late(now);
     const int wait = int(std::max<Millis>(1, std::min(welcomed_ ? next_heartbeat : next_hello, now + kHeartbeatMs) - now));
     if (auto incoming = client_.receive(wait)) handle(std::move(incoming->envelope.payload));
   }
-  std::lock_guard lock(mutex_);
-  for (auto& payload : outbox_) (void)client_.send(payload);
+  send_outbox();
 }
 
 void ControlLink::handle(proto::Payload payload) {
-  if (std::holds_alternative<proto::Reintroduce>(payload)) {
-    send_hello();
-    return;
-  }
+  if (std::holds_alternative<proto::Reintroduce>(payload)) return send_hello();
   std::lock_guard lock(mutex_);
   if (const auto* ack = std::get_if<proto::StepDoneAck>(&payload)) {
-    while (!unacknowledged_.empty() && unacknowledged_.front().step <= ack->step) unacknowledged_.pop_front();
+    set_acknowledged(ack->step);
+    resent_at_ = monotonic_ms();
   } else if (auto* assignment = std::get_if<proto::ShardAssignment>(&payload)) {
     assignment_ = std::move(*assignment);
-  } else if (auto* directive = std::get_if<proto::WorldDirective>(&payload)) {
-    directive_ = *directive;
-  } else if (auto* refused = std::get_if<proto::Refused>(&payload)) {
-    shutdown_ = proto::Shutdown{refused->reason, refused->exit_code};
-    abort_.raise();
-  } else if (auto* shutdown = std::get_if<proto::Shutdown>(&payload)) {
-    shutdown_ = *shutdown;
-    abort_.raise();
-  } else {
-    if (std::holds_alternative<proto::WorldStop>(payload)) abort_.raise();
-    if (auto* welcome = std::get_if<proto::TrainerWelcome>(&payload)) {
-      welcomed_ = true;
-      client_.set_run_id(welcome->run_id);
-      for (const auto& done : unacknowledged_) outbox_.push_back(done);  // a restarted coordinator may not have them
+    if (assignment_sink_) assignment_sink_(*assignment_);
+  } else if (const auto* directive = std::get_if<proto::WorldDirective>(&payload)) {
+    if (fence_.admit_directive(directive->generation)) {
+      const bool joins = directive_ && directive_->generation == directive->generation;
+      const proto::WorldDirective before = joins ? *directive_ : proto::WorldDirective{};
+      directive_ = *directive;
+      if (joins) directive_->stop_after = std::max(before.stop_after, directive->stop_after), directive_->checkpoint = before.checkpoint || directive->checkpoint;
     }
-    inbox_.push_back(std::move(payload));
+  } else if (const auto* refused = std::get_if<proto::Refused>(&payload)) {
+    shutdown_ = proto::Shutdown{refused->reason, refused->exit_code};
+  } else if (const auto* shutdown = std::get_if<proto::Shutdown>(&payload)) {
+    shutdown_ = *shutdown;
+  } else {
+    accept(std::move(payload));
   }
+  refresh_abort();
   changed_.notify_all();
+}
+
+// Commands for the training thread; those of an older term or a sealed generation are dropped here.
+void ControlLink::accept(proto::Payload payload) {
+  const auto drop = [](const char* what, const Generation& g) { log_info("{} of generation {} came too late; left alone", what, to_string(g)); };
+  if (const auto* stop = std::get_if<proto::WorldStop>(&payload); stop && !fence_.admit_stop(stop->generation)) return drop("a WorldStop", stop->generation);
+  if (const auto* start = std::get_if<proto::WorldStart>(&payload); start && !fence_.admit_start(start->generation)) return drop("a WorldStart", start->generation);
+  if (const auto* welcome = std::get_if<proto::TrainerWelcome>(&payload)) {
+    welcomed_ = true;
+    client_.set_run_id(welcome->run_id);
+    if (reporting_) outbox_.insert(outbox_.end(), unacknowledged_.begin(), unacknowledged_.end());  // a restarted coordinator may not have them
+  }
+  inbox_.push_back(std::move(payload));
 }
 
 }  // namespace tessera::trainer

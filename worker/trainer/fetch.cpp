@@ -8,6 +8,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/trainer/header_check.h"
 
 namespace tessera::trainer {
 namespace {
@@ -27,27 +28,34 @@ Fetcher::Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::stri
 
 Fetcher::~Fetcher() {
   thread_.request_stop();
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t put = ::write(wake_fd_, &one, sizeof one);
+  wake();
   thread_.join();
   ::close(wake_fd_);
 }
 
-void Fetcher::set_loaders(const proto::ShardAssignment& assignment) {
-  std::lock_guard lock(mutex_);
-  new_assignment_ = assignment;
-}
-
-void Fetcher::want(Step first_step, Step end_step, TileRange tiles) {
-  std::lock_guard lock(mutex_);
-  first_step_ = first_step, end_step_ = end_step, tiles_ = tiles;
-  std::erase_if(ready_, [&](const auto& entry) {
-    const auto& [step, tile] = entry.first;
-    return step < first_step || step >= end_step || tile < tiles.begin || tile >= tiles.end;
-  });
+void Fetcher::wake() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t put = ::write(wake_fd_, &one, sizeof one);
 }
+
+void Fetcher::set_loaders(const proto::ShardAssignment& assignment) {
+  {
+    std::lock_guard lock(mutex_);
+    new_assignment_ = assignment;
+  }
+  wake();
+}
+
+void Fetcher::want(Step first_step, Step end_step, TileRange tiles) {
+  {
+    std::lock_guard lock(mutex_);
+    cursor_ = {first_step, tiles.begin}, end_step_ = end_step, tiles_ = tiles;
+    std::erase_if(ready_, [&](const auto& entry) { return !wanted(entry.first); });
+  }
+  wake();
+}
+
+bool Fetcher::wanted(const Key& key) const { return key >= cursor_ && key.first < end_step_ && key.second >= tiles_.begin && key.second < tiles_.end; }
 
 Result<FetchedTile> Fetcher::take(Step step, TileIndex tile, const collective::AbortSignal& abort) {
   std::unique_lock lock(mutex_);
@@ -55,9 +63,10 @@ Result<FetchedTile> Fetcher::take(Step step, TileIndex tile, const collective::A
   for (;;) {
     if (const auto it = ready_.find({step, tile}); it != ready_.end()) {
       FetchedTile out = std::move(it->second);
-      ready_.erase(it);
-      const uint64_t one = 1;
-      [[maybe_unused]] const ssize_t put = ::write(wake_fd_, &one, sizeof one);
+      cursor_ = tile + 1 < tiles_.end ? Key{step, tile + 1} : Key{step + 1, tiles_.begin};
+      std::erase_if(ready_, [&](const auto& entry) { return !wanted(entry.first); });
+      lock.unlock();
+      wake();
       return out;
     }
     if (abort.raised()) return fail(ErrorCode::kRebuildWorld, "[fetch] aborted");
@@ -74,18 +83,27 @@ void Fetcher::run(std::stop_token stop) {
   while (!stop.stop_requested()) {
     reconcile_loaders();
     const Millis now = monotonic_ms();
+    drop_unwanted();
     drop_late(now);
     ask_ahead(now);
-    if (receive_all()) continue;
-    if (requests_.empty() || loaders_.empty()) {
-      pollfd wait{wake_fd_, POLLIN, 0};
-      poll(&wait, 1, 20);
-    } else if (auto incoming = loaders_.at(requests_.begin()->second.loader).client->receive(2)) {
-      on_message(requests_.begin()->second.loader, std::move(*incoming));
-    }
-    uint64_t count;
-    [[maybe_unused]] const ssize_t got = ::read(wake_fd_, &count, sizeof count);
+    if (!receive_all()) wait_for_message();
   }
+}
+
+// Nothing is here: sleeps until a message, a wish or an assignment comes, or lateness must be looked at. A socket can be
+// waited for one at a time, so with several loaders the turns are short.
+void Fetcher::wait_for_message() {
+  std::set<std::string> asked;
+  for (const auto& [id, request] : requests_) asked.insert(request.loader);
+  if (asked.empty()) {
+    pollfd wait{wake_fd_, POLLIN, 0};
+    poll(&wait, 1, 50);
+  } else {
+    const std::string& name = requests_.begin()->second.loader;
+    if (auto incoming = loaders_.at(name).client->receive(asked.size() > 1 ? 2 : 50)) on_message(std::move(*incoming));
+  }
+  uint64_t count;
+  [[maybe_unused]] const ssize_t got = ::read(wake_fd_, &count, sizeof count);
 }
 
 void Fetcher::reconcile_loaders() {
@@ -108,6 +126,7 @@ void Fetcher::reconcile_loaders() {
       loaders_.erase(share.name);
       continue;
     }
+    client->watch(wake_fd_);
     loader = {std::make_unique<proto::Client>(std::move(*client)), share.data_address, 0};
   }
   std::vector<uint64_t> orphans;
@@ -117,40 +136,60 @@ void Fetcher::reconcile_loaders() {
   std::erase_if(loaders_, [&](const auto& entry) { return !listed.contains(entry.first); });
 }
 
-// The first wanted tile that is neither here nor on the way; by step, then tile.
-std::optional<Fetcher::Key> Fetcher::next_missing() const {
+// The first wanted tile that is neither here nor on the way. With the budget full a tile from further ahead makes room
+// for it: the one that is needed next must never wait for those that come after it.
+std::optional<Fetcher::Key> Fetcher::next_missing() {
+  if (tiles_.empty()) return std::nullopt;
   std::set<Key> busy;
   for (const auto& [id, request] : requests_) busy.insert(request.key);
-  if (ready_.size() + busy.size() >= window_ || tiles_.empty()) return std::nullopt;
-  const Step last = std::min(end_step_, first_step_ + Step(window_) + 1);
-  for (Step step = first_step_; step < last; ++step)
-    for (TileIndex tile = tiles_.begin; tile < tiles_.end; ++tile)
-      if (!ready_.contains({step, tile}) && !busy.contains({step, tile})) return Key{step, tile};
+  const Step last = std::min(end_step_, cursor_.first + Step(window_) + 1);
+  for (Step step = cursor_.first; step < last; ++step)
+    for (TileIndex tile = tiles_.begin; tile < tiles_.end; ++tile) {
+      const Key key{step, tile};
+      if (!wanted(key) || ready_.contains(key) || busy.contains(key)) continue;
+      if (ready_.size() + busy.size() < window_) return key;
+      if (ready_.empty() || ready_.rbegin()->first < key) return std::nullopt;
+      ready_.erase(std::prev(ready_.end()));
+      return key;
+    }
   return std::nullopt;
 }
 
+// Requests whose tile nobody waits for any more (a world ended, a step was reached otherwise).
+void Fetcher::drop_unwanted() {
+  std::lock_guard lock(mutex_);
+  std::erase_if(requests_, [&](const auto& entry) {
+    if (wanted(entry.second.key)) return false;
+    if (const auto loader = loaders_.find(entry.second.loader); loader != loaders_.end()) (void)loader->second.client->send(proto::TileCancel{entry.first});
+    return true;
+  });
+}
+
 void Fetcher::ask_ahead(Millis now) {
-  if (loaders_.empty()) return;
-  for (;;) {
+  while (!loaders_.empty()) {
     std::optional<Key> key;
     {
       std::lock_guard lock(mutex_);
       key = next_missing();
     }
-    if (!key) return;
-    // Spread over the loaders that are not quiet; any would do.
-    std::vector<std::string> awake;
-    for (const auto& [name, loader] : loaders_)
-      if (loader.quiet_until <= now) awake.push_back(name);
-    if (awake.empty()) return;
-    const std::string& name = awake[size_t(key->first * function_.batch.tiles + key->second) % awake.size()];
-    const uint64_t id = next_id_++;
-    requests_[id] = {*key, name, now, std::nullopt, {}, 0};
-    if (auto sent = loaders_.at(name).client->send(proto::TileRequest{id, key->first, key->second, tile_bytes_}); !sent) {
-      requests_.erase(id);
-      loaders_.at(name).quiet_until = now + kQuietMs;
-    }
+    if (!key || !send_request(*key, now)) return;
   }
+}
+
+// Spread over the loaders that are not quiet; any would do. False: none can be asked now.
+bool Fetcher::send_request(const Key& key, Millis now) {
+  std::vector<std::string> awake;
+  for (const auto& [name, loader] : loaders_)
+    if (loader.quiet_until <= now) awake.push_back(name);
+  if (awake.empty()) return false;
+  const std::string& name = awake[size_t(key.first * function_.batch.tiles + key.second) % awake.size()];
+  const uint64_t id = next_id_++;
+  if (auto sent = loaders_.at(name).client->send(proto::TileRequest{id, key.first, key.second, tile_bytes_}); !sent) {
+    loaders_.at(name).quiet_until = now + kQuietMs;
+    return true;
+  }
+  requests_[id] = {key, name, now, std::nullopt, {}, 0};
+  return true;
 }
 
 void Fetcher::drop_late(Millis now) {
@@ -175,24 +214,23 @@ void Fetcher::give_up(uint64_t id, const std::string& why) {
 bool Fetcher::receive_all() {
   bool any = false;
   for (auto& [name, loader] : loaders_)
-    while (auto incoming = loader.client->receive(0)) on_message(name, std::move(*incoming)), any = true;
+    while (auto incoming = loader.client->receive(0)) on_message(std::move(*incoming)), any = true;
   return any;
 }
 
-void Fetcher::on_message(const std::string& loader, proto::Incoming incoming) {
+void Fetcher::on_message(proto::Incoming incoming) {
   if (auto* header = std::get_if<proto::TileHeader>(&incoming.envelope.payload)) {
     const auto it = requests_.find(header->request_id);
     if (it == requests_.end()) return;
     Request& request = it->second;
-    if (Key{header->step, header->tile} != request.key || header->pixel_bytes != tile_bytes_ || header->contexts.size() != size_t(function_.masks.contexts) ||
-        header->image_size != function_.model.image_size || header->grid != function_.model.grid()) {
-      return give_up(header->request_id, "its header is not what was asked for");
-    }
+    if (Key{header->step, header->tile} != request.key)
+      return give_up(header->request_id, "the answer is tile " + std::to_string(header->tile) + " of step " + std::to_string(header->step));
+    if (auto fits = check_header(*header, function_); !fits) return give_up(header->request_id, fits.error().message);
     request.last_progress = monotonic_ms();
     request.pixels.resize(size_t(header->pixel_bytes));
     request.header = std::move(*header);
   } else if (const auto* frame = std::get_if<proto::TileFrame>(&incoming.envelope.payload)) {
-    on_frame(loader, *frame, incoming.raw);
+    on_frame(*frame, incoming.raw);
   } else if (const auto* error = std::get_if<proto::TileError>(&incoming.envelope.payload)) {
     if (error->exit_code != 0) {
       std::lock_guard lock(mutex_);
@@ -204,7 +242,7 @@ void Fetcher::on_message(const std::string& loader, proto::Incoming incoming) {
   }
 }
 
-void Fetcher::on_frame(const std::string&, const proto::TileFrame& frame, const std::string& raw) {
+void Fetcher::on_frame(const proto::TileFrame& frame, const std::string& raw) {
   const auto it = requests_.find(frame.request_id);
   if (it == requests_.end()) return;
   Request& request = it->second;
@@ -226,9 +264,7 @@ void Fetcher::complete(uint64_t id) {
     return give_up(id, "hashes differ: the bytes were damaged on the way");
   {
     std::lock_guard lock(mutex_);
-    const auto& [step, tile] = request.key;
-    if (step >= first_step_ && step < end_step_ && tile >= tiles_.begin && tile < tiles_.end)
-      ready_[request.key] = {std::move(*request.header), std::move(request.pixels)};
+    if (wanted(request.key)) ready_[request.key] = {std::move(*request.header), std::move(request.pixels)};
     arrived_.notify_all();
   }
   requests_.erase(id);

@@ -30,10 +30,10 @@ class Fetcher {
 
   // The loaders to ask; any time. Requests to loaders that are no longer listed are asked elsewhere.
   void set_loaders(const proto::ShardAssignment& assignment);
-  // What will be needed: the tiles [tiles.begin, tiles.end) of every step from `first_step` up to `end_step`. Replaces the
-  // previous wish; tiles already here or on the way are kept when they are in it.
+  // What will be needed: the tiles [tiles.begin, tiles.end) of every step from `first_step` up to `end_step`, in this
+  // order. Replaces the previous wish; tiles already here or on the way are kept when they are in it.
   void want(Step first_step, Step end_step, TileRange tiles);
-  // The tile, once it is here. Errors: kRebuildWorld when aborted; kFixData when a loader says that the run must stop
+  // The tile, once it is here; it and those before it are not wanted any more. Errors: kRebuildWorld when aborted; kFixData when a loader says that the run must stop
   // (its reason, with the exit code); never times out.
   Result<FetchedTile> take(Step step, TileIndex tile, const collective::AbortSignal& abort);
 
@@ -58,11 +58,16 @@ class Fetcher {
   void ask_ahead(Millis now);
   void drop_late(Millis now);
   bool receive_all();
-  void on_message(const std::string& loader, proto::Incoming incoming);
-  void on_frame(const std::string& loader, const proto::TileFrame& frame, const std::string& raw);
+  void on_message(proto::Incoming incoming);
+  void on_frame(const proto::TileFrame& frame, const std::string& raw);
   void complete(uint64_t id);
   void give_up(uint64_t id, const std::string& why);
-  std::optional<Key> next_missing() const;
+  bool send_request(const Key& key, Millis now);
+  std::optional<Key> next_missing();
+  bool wanted(const Key& key) const;
+  void drop_unwanted();
+  void wait_for_message();
+  void wake();
 
   const FunctionConfig function_;
   const int64_t tile_bytes_;
@@ -72,7 +77,8 @@ class Fetcher {
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::optional<proto::ShardAssignment> new_assignment_;
-  Step first_step_ = 0, end_step_ = 0;
+  Key cursor_{0, 0};   // the first tile that is still wanted
+  Step end_step_ = 0;
   TileRange tiles_;
   std::map<Key, FetchedTile> ready_;
   std::optional<Error> fatal_;

@@ -4,6 +4,7 @@
 #include <ATen/Version.h>
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <malloc.h>
 #include <sys/utsname.h>
@@ -17,13 +18,24 @@ namespace {
 
 // Variables that choose library code paths decide bits: ours are set before the first call into LibTorch.
 void pin_environment() {
-  for (const char* name : {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OMP_DYNAMIC", "MKL_DYNAMIC"}) unsetenv(name);
+  for (const char* name : {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "OMP_DYNAMIC", "MKL_DYNAMIC",
+                           "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"})
+    unsetenv(name);
   setenv("MKL_CBWR", "AVX2", 1);
 }
 
-std::string numerics_class(const std::string& device) {
-  return device + ";isa=" + at::get_cpu_capability() + ";mkl_cbwr=AVX2;threads=" + std::to_string(at::get_num_threads()) + ";libtorch=" + tessera::kLibtorchVersion +
-         ";tessera=" + tessera::kVersion;
+// "AMD EPYC 9B45"; "unknown" where the kernel does not say.
+std::string cpu_model() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name")) return line.substr(std::min(line.size(), line.find(':') + 2));
+  return "unknown";
+}
+
+// Equal strings promise equal bits (DESIGN section 1).
+std::string numerics_class(const std::string& device, int threads) {
+  return device.substr(0, device.find(':')) + ";model=" + cpu_model() + ";isa=" + at::get_cpu_capability() + ";mkl_cbwr=AVX2;matmul=highest;threads=" + std::to_string(threads) +
+         ";libtorch=" + tessera::kLibtorchVersion + ";tessera=" + tessera::kVersion + "+" + tessera::build_commit();
 }
 
 }  // namespace
@@ -46,7 +58,7 @@ int main(int argc, char** argv) {
   app.add_option("--device", device, "cpu or cuda:N");
   app.add_option("--advertise", advertise, "address that other trainers reach this one by");
   app.add_option("--log-dir", log_dir, "folder for the JSON log");
-  app.add_option("--threads", threads, "compute threads");
+  app.add_option("--threads", threads, "compute threads; operation.compute_threads of the run")->check(CLI::Range(1, 1024));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -72,14 +84,14 @@ int main(int argc, char** argv) {
   collective::AbortSignal abort;
   ControlLink::Options options;
   options.coordinator = coordinator;
-  options.hello = {worker_id, host.nodename, {kVersion, build_commit(), kProtocolVersion}, getpid(), device, numerics_class(device),
+  options.hello = {worker_id, host.nodename, {kVersion, build_commit(), kProtocolVersion}, getpid(), device, numerics_class(device, threads),
                    advertise + ":" + std::to_string((*listener)->port()), 0, {}, -1};
   auto link = ControlLink::start(options, abort);
   if (!link) {
     log_error("{}", link.error().message);
     return exit_code_of(link.error());
   }
-  trainer::Trainer trainer({worker_id, device, options.hello.numerics_class}, **link, **listener, abort);
+  trainer::Trainer trainer({worker_id, device, options.hello.numerics_class, threads, {}}, **link, **listener, abort);
   const int code = trainer.run();
   return code;
 }

@@ -3,9 +3,11 @@
 //   evaluate -> exchange -> vote -> apply -> EMA, until the world stops; then seal, wait for the next world, roll forward.
 // No byte of state changes before the vote fence; the reduced gradient stays untouched until the next step starts, so
 // whoever sealed `prepared` can apply the step later.
+//
+// trainer.cpp: commands and life; world.cpp: how a generation is entered; step.cpp: the step.
 #pragma once
 
-#include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +19,7 @@
 #include "worker/trainer/checkpoint_writer.h"
 #include "worker/trainer/control.h"
 #include "worker/trainer/fetch.h"
+#include "worker/trainer/report.h"
 #include "worker/trainer/vote.h"
 
 namespace tessera::trainer {
@@ -25,6 +28,9 @@ struct TrainerOptions {
   WorkerId worker_id;
   std::string device;
   std::string numerics_class;
+  int threads = 1;  // that numerics_class names
+  // Tests put a faulty collective in between; empty otherwise.
+  std::function<std::unique_ptr<collective::Collective>(std::unique_ptr<collective::Collective>, const proto::WorldStart&, Rank)> wrap_collective;
 };
 
 class Trainer {
@@ -43,34 +49,52 @@ class Trainer {
     std::unique_ptr<collective::Collective> collective;
     Step stop_after = -1;
     bool final_checkpoint = true;  // the boundary it stops at gets a checkpoint
+    Step snapshot_at = -1;         // newest boundary with a snapshot in this generation, or the checkpoint it began with
     int size() const { return int(start.members.size()); }
   };
-  struct Evaluated {  // what the ranks tell each other and the ledger about one step
-    std::vector<double> tile_losses;
-    StateDigest batch;
-    double effective_rank = 0;
-    int32_t context_length = 0;
+  // Why the present world ended here; told to the coordinator in WorldFault.
+  struct Cause {
+    bool digests_differ = false;
+    bool bad_checkpoint = false;
+    Rank suspect = -1;
+  };
+  enum class EmaBy {
+    kAgreement,  // as operation.ema_distribution says
+    kThisRank,   // all of it here: no peers are at hand
   };
 
+  // trainer.cpp
+  Status obey(const proto::Payload& command);
   Status set_up(const proto::TrainerWelcome& welcome);
   Status warm_up();
-  Status enter_world(const proto::WorldStart& start);
-  Status bring_state(const proto::WorldStart& start);
-  Status transfer_state();
-  Status compare_digests();
-  Status run_world();
-  Status step();
-  Result<Evaluated> evaluate();
-  Status exchange();
-  Result<Agreement> vote(Evaluated& evaluated, const StateDigest& used);
-  Status apply(bool from_vote);
-  void distribute_target(float momentum);
-  void snapshot_if_due(bool asked);
-  proto::StepDone describe_step(const Evaluated& evaluated, const Agreement& agreement, const optimizer::GradientSummary& summary, bool skipped, const StateDigest& used);
-  void seal(const std::string& reason);
+  Status run_world(const proto::WorldStart& start);
+  void seal(const proto::WorldStop& stop);
   void fault(const Error& error);
+  int leave(const proto::Shutdown& shutdown);
   void phase(proto::Phase phase);
   double lap();  // seconds since the last lap
+
+  // world.cpp
+  Result<World> make_world(const proto::WorldStart& start) const;
+  Status enter_world(const proto::WorldStart& start);
+  Status connect();
+  Status bring_state();
+  Status load_state(const proto::WorldStart& start);
+  Status roll_forward();
+  Status transfer_state(bool needed);
+  Status compare_digests();
+
+  // step.cpp
+  Status step();
+  Status evaluate();
+  Status evaluate_tile(TileIndex tile, model::FlatBuffers& gradient);
+  Status exchange();
+  Result<Agreement> vote();
+  void apply(EmaBy ema);
+  void distribute_target(float momentum);
+  void obey_agreement(const Agreement& agreement);
+  void snapshot();
+  void report_step();
 
   const TrainerOptions options_;
   ControlLink& link_;
@@ -85,19 +109,18 @@ class Trainer {
   std::unique_ptr<CheckpointWriter> writer_;
   std::optional<optimizer::Schedule> schedule_;
   std::optional<model::State> state_;
+  std::string lineage_;  // of state_
   std::vector<model::FlatBuffers> node_buffers_;  // a stack; its lower part holds this rank's maximal nodes
   std::vector<collective::Node> nodes_;
-  model::FlatBuffers gradient_;                   // the whole sum of step state_->step when prepared_
-  std::vector<float> bounce_;                     // EMA target slices
+  model::FlatBuffers gradient_;  // the whole sum of step facts_.step when prepared_
+  StepFacts facts_;              // of that step
+  std::vector<float> bounce_;    // EMA target slices
   std::optional<World> world_;
   bool prepared_ = false;
-  bool digests_differ_ = false;
-  bool bad_checkpoint_ = false;
-  Rank suspect_ = -1;
+  Cause cause_;
   proto::TimeSplit split_;
   double lap_at_ = 0;
   std::vector<double> recent_seconds_;
-  std::deque<proto::StepDone> last_steps_;  // for the ledger, should rank 0 die with its reports unsent
 };
 
 }  // namespace tessera::trainer

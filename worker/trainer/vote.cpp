@@ -22,7 +22,7 @@ bool differs(const std::vector<Vote>& votes, StateDigest Vote::*field, const std
     if (!least || ranks.size() <= least->size()) least = &ranks;
   }
   out.suspect = most->size() > least->size() ? least->front() : -1;
-  out.reason = ranks_text(*least) + " holds another " + what + " of step " + std::to_string(votes[0].step) + " than " + ranks_text(*most);
+  out.reason = ranks_text(*least) + (least->size() == 1 ? " holds another " : " hold another ") + what + " of step " + std::to_string(votes[0].step) + " than " + ranks_text(*most);
   return true;
 }
 
@@ -44,6 +44,7 @@ tl::expected<Agreement, Disagreement> tally(const std::vector<Vote>& votes) {
   if (differs(votes, &Vote::state, "state", no) || differs(votes, &Vote::gradient, "gradient", no)) return tl::unexpected(no);
   yes.stop_after = votes[0].stop_after;
   yes.checkpoint = votes[0].checkpoint != 0;
+  yes.acknowledged = votes[0].acknowledged;
   return yes;
 }
 

@@ -20,15 +20,17 @@ struct Vote {
   StateDigest batch;     // sum of the tile digests of the rank's own tiles
   int64_t stop_after = -1;  // rank 0's word: stop once state[stop_after] is reached
   uint64_t checkpoint = 0;  // rank 0's word: snapshot at the next boundary
+  int64_t acknowledged = -1;  // rank 0's word: the ledger holds every step up to this one
 };
 
 struct Agreement {
   StateDigest batch;  // of the whole step
   int64_t stop_after = -1;
   bool checkpoint = false;
+  int64_t acknowledged = -1;
 };
 
-// What the votes of all ranks, in rank order, decide. Error kRebuildWorld: some vote is of another generation or step, or
+// What the votes of all ranks, in rank order, decide. No agreement: some vote is of another generation or step, or
 // digests differ; the message names the ranks and what differs ("rank 2 holds other weights of step 41 than ranks 0, 1").
 // suspect: the rank in the minority, -1 when there is none.
 struct Disagreement {
