@@ -90,16 +90,25 @@ void mirror_rows(uint8_t* pixels, int size) {
   }
 }
 
+void vertical_rows(const uint8_t* in, int64_t row_bytes, const ResizeScratch::Weights& w, int bytes, uint8_t* out) {
+  for (int y = 0; y < w.out; ++y)
+    vertical_row(in + w.first[size_t(y)] * row_bytes, row_bytes, w.weight.data() + size_t(y) * size_t(w.taps), w.count[size_t(y)], bytes, out + int64_t{y} * bytes);
+}
+
 // Both passes; box_pixels is the box's first pixel.
 template <int kPixelBytes>
-void resize_scalar(const uint8_t* box_pixels, int64_t row_bytes, int in_height, int size, ResizeScratch& s, uint8_t* out) {
-  const int64_t between_row = int64_t{size} * 3;
-  if (s.between.size() < size_t(in_height * between_row)) s.between.resize(size_t(in_height * between_row));
-  for (int y = 0; y < in_height; ++y) horizontal_row<kPixelBytes>(box_pixels + y * row_bytes, s.horizontal, s.between.data() + y * between_row);
-  const auto& v = s.vertical;
-  for (int y = 0; y < size; ++y)
-    vertical_row(s.between.data() + v.first[size_t(y)] * between_row, between_row, v.weight.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)],
-                 int(between_row), out + y * between_row);
+void resize_scalar(const uint8_t* box_pixels, int64_t row_bytes, int in_height, int in_width, int size, ResizeScratch& s, uint8_t* out) {
+  const bool vertical_first = vertical_pass_first(in_height, in_width, size);
+  const int64_t out_row = int64_t{size} * 3, between_row = vertical_first ? int64_t{in_width} * kPixelBytes : out_row;
+  const int between_rows = vertical_first ? size : in_height;
+  if (s.between.size() < size_t(between_rows * between_row)) s.between.resize(size_t(between_rows * between_row));
+  if (vertical_first) {
+    vertical_rows(box_pixels, row_bytes, s.vertical, int(between_row), s.between.data());
+    for (int y = 0; y < size; ++y) horizontal_row<kPixelBytes>(s.between.data() + y * between_row, s.horizontal, out + y * out_row);
+  } else {
+    for (int y = 0; y < in_height; ++y) horizontal_row<kPixelBytes>(box_pixels + y * row_bytes, s.horizontal, s.between.data() + y * between_row);
+    vertical_rows(s.between.data(), between_row, s.vertical, int(out_row), out);
+  }
 }
 
 }  // namespace
@@ -113,7 +122,7 @@ Result<Filter> filter_of(const std::string& interpolation) {
 void crop_resize(const uint8_t* rgb, int64_t row_bytes, const proto::CropBox& box, int size, Filter filter, uint8_t* out, ResizeScratch& s) {
   prepare(s.horizontal, box.width, size, filter);
   prepare(s.vertical, box.height, size, filter);
-  resize_scalar<3>(rgb + box.top * row_bytes + int64_t{box.left} * 3, row_bytes, box.height, size, s, out);
+  resize_scalar<3>(rgb + box.top * row_bytes + int64_t{box.left} * 3, row_bytes, box.height, box.width, size, s, out);
   if (box.flip) mirror_rows(out, size);
 }
 
@@ -121,8 +130,8 @@ void crop_resize_rgbx(const uint8_t* box_pixels, int64_t row_bytes, const proto:
                       ResizeCode code) {
   prepare(s.horizontal, box.width, size, filter);
   prepare(s.vertical, box.height, size, filter);
-  if (code == ResizeCode::kBest && resize_avx2_available()) resize_avx2(box_pixels, row_bytes, box.height, size, s, out);
-  else resize_scalar<4>(box_pixels, row_bytes, box.height, size, s, out);
+  if (code == ResizeCode::kBest && resize_avx2_available()) resize_avx2(box_pixels, row_bytes, box.height, box.width, size, s, out);
+  else resize_scalar<4>(box_pixels, row_bytes, box.height, box.width, size, s, out);
   if (box.flip) mirror_rows(out, size);
 }
 

@@ -24,8 +24,9 @@ TESSERA_AVX2 inline __m256i combine(__m256i high, __m256i low) {
   return _mm256_srai_epi32(_mm256_add_epi32(_mm256_slli_epi32(high, 12), low), kBits);
 }
 
-// Four rows of the input to four rows of 4-byte pixels of the output, `out_bytes` apart.
-TESSERA_AVX2 void horizontal_rows(const uint8_t* const row[4], const ResizeScratch::Weights& w, uint8_t* out, int64_t out_bytes) {
+// Four rows of the input to four rows of the output, kPixelBytes (3 or 4) a pixel.
+template <int kPixelBytes>
+TESSERA_AVX2 void horizontal_rows(const uint8_t* const row[4], const ResizeScratch::Weights& w, uint8_t* const out[4]) {
   // Pixels 0, 1 and pixels 2, 3 of each half as 16-bit pairs per channel.
   const __m256i pair01 = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1));
   const __m256i pair23 = _mm256_broadcastsi128_si256(_mm_setr_epi8(8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1));
@@ -50,19 +51,23 @@ TESSERA_AVX2 void horizontal_rows(const uint8_t* const row[4], const ResizeScrat
     bytes = _mm256_packus_epi16(bytes, bytes);  // low half: rows 0, 2; high half: rows 1, 3
     const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
     const int32_t pixel[4] = {_mm_cvtsi128_si32(even), _mm_cvtsi128_si32(odd), _mm_extract_epi32(even, 1), _mm_extract_epi32(odd, 1)};
-    for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_bytes + x * 4, &pixel[r], 4);
+    for (int r = 0; r < 4; ++r) std::memcpy(out[r] + x * kPixelBytes, &pixel[r], kPixelBytes);
   }
 }
 
-// One row of the output, 3 bytes a pixel, in pieces of 8 pixels; writes up to 28 bytes beyond the row.
-TESSERA_AVX2 void vertical_row(const uint8_t* in, int64_t row_bytes, const int32_t* split, int count, uint8_t* out) {
+// One row of the output from `count` rows of `width` 4-byte pixels, in pieces of 8 pixels of kPixelBytes (3 or 4); writes up
+// to 28 bytes beyond the row, and reads as many beyond the rows.
+template <int kPixelBytes>
+TESSERA_AVX2 void vertical_row(const uint8_t* in, int64_t row_bytes, int width, const int32_t* split, int count, uint8_t* out) {
   const __m256i zero = _mm256_setzero_si256(), rounding = _mm256_set1_epi32(1 << (kBits - 1));
   const __m128i drop_x = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-  for (int64_t x = 0; x < row_bytes; x += 32) {
+  for (int x = 0; x < width; x += 8) {
     __m256i high[4] = {zero, zero, zero, zero}, low[4] = {rounding, rounding, rounding, rounding};
     for (int i = 0; i < count; i += 2) {
-      const __m256i p = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i * row_bytes + x));
-      const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + (i + 1) * row_bytes + x));
+      const uint8_t* first_row = in + i * row_bytes + x * 4;
+      const uint8_t* second_row = i + 1 < count ? first_row + row_bytes : first_row;  // its weight is then zero
+      const __m256i p = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_row));
+      const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second_row));
       const __m256i first = _mm256_unpacklo_epi8(p, q), second = _mm256_unpackhi_epi8(p, q);
       const __m256i h = _mm256_set1_epi32(split[i]), l = _mm256_set1_epi32(split[i + 1]);
       const __m256i pairs[4] = {_mm256_unpacklo_epi8(first, zero), _mm256_unpackhi_epi8(first, zero), _mm256_unpacklo_epi8(second, zero),
@@ -74,9 +79,56 @@ TESSERA_AVX2 void vertical_row(const uint8_t* in, int64_t row_bytes, const int32
     }
     const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(combine(high[0], low[0]), combine(high[1], low[1])),
                                               _mm256_packs_epi32(combine(high[2], low[2]), combine(high[3], low[3])));
-    uint8_t* pixels = out + x / 4 * 3;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(pixels), _mm_shuffle_epi8(_mm256_castsi256_si128(bytes), drop_x));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(pixels + 12), _mm_shuffle_epi8(_mm256_extracti128_si256(bytes, 1), drop_x));
+    uint8_t* pixels = out + x * kPixelBytes;
+    if (kPixelBytes == 4) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(pixels), bytes);
+    } else {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(pixels), _mm_shuffle_epi8(_mm256_castsi256_si128(bytes), drop_x));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(pixels + 12), _mm_shuffle_epi8(_mm256_extracti128_si256(bytes, 1), drop_x));
+    }
+  }
+}
+
+void reserve(std::vector<uint8_t>& bytes, int64_t needed) {
+  if (int64_t(bytes.size()) < needed) bytes.resize(size_t(needed));
+}
+
+void horizontal_first(const uint8_t* rgbx, int64_t row_bytes, int in_height, int size, ResizeScratch& s, uint8_t* out) {
+  const int64_t between_row = int64_t{size} * 4, out_row = int64_t{size} * 3;
+  reserve(s.between, (in_height + 3) * between_row + 64);
+  for (int y = 0; y < in_height; y += 4) {
+    const uint8_t* rows[4];
+    uint8_t* to[4];
+    for (int r = 0; r < 4; ++r) rows[r] = rgbx + std::min(y + r, in_height - 1) * row_bytes, to[r] = s.between.data() + (y + r) * between_row;
+    horizontal_rows<4>(rows, s.horizontal, to);
+  }
+  const auto& v = s.vertical;
+  const int64_t written = int64_t{size + 7} / 8 * 24 + 4, total = out_row * size;
+  reserve(s.line, written);
+  for (int y = 0; y < size; ++y) {
+    const bool spills = y * out_row + written > total;  // beyond the caller's memory: by way of a line of our own
+    uint8_t* row = spills ? s.line.data() : out + y * out_row;
+    vertical_row<3>(s.between.data() + v.first[size_t(y)] * between_row, between_row, size, v.split.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)], row);
+    if (spills) std::memcpy(out + y * out_row, row, size_t(out_row));
+  }
+}
+
+void vertical_first(const uint8_t* rgbx, int64_t row_bytes, int in_width, int size, ResizeScratch& s, uint8_t* out) {
+  const int64_t between_row = int64_t{in_width} * 4, out_row = int64_t{size} * 3;
+  reserve(s.between, size * between_row + 64);
+  reserve(s.line, out_row);
+  const auto& v = s.vertical;
+  for (int y = 0; y < size; ++y)
+    vertical_row<4>(rgbx + v.first[size_t(y)] * row_bytes, row_bytes, in_width, v.split.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)],
+                    s.between.data() + y * between_row);
+  for (int y = 0; y < size; y += 4) {
+    const uint8_t* rows[4];
+    uint8_t* to[4];
+    for (int r = 0; r < 4; ++r) {
+      rows[r] = s.between.data() + std::min(y + r, size - 1) * between_row;
+      to[r] = y + r < size ? out + (y + r) * out_row : s.line.data();
+    }
+    horizontal_rows<3>(rows, s.horizontal, to);
   }
 }
 
@@ -87,24 +139,9 @@ bool resize_avx2_available() {
   return available;
 }
 
-void resize_avx2(const uint8_t* rgbx, int64_t row_bytes, int in_height, int size, ResizeScratch& s, uint8_t* out) {
-  const int64_t between_row = int64_t{size} * 4, out_row = int64_t{size} * 3;
-  const size_t needed = size_t((in_height + 4) * between_row) + 64;  // rows of the last four, and the last pair's second row
-  if (s.between.size() < needed) s.between.resize(needed);
-  for (int y = 0; y < in_height; y += 4) {
-    const uint8_t* rows[4];
-    for (int r = 0; r < 4; ++r) rows[r] = rgbx + std::min(y + r, in_height - 1) * row_bytes;
-    horizontal_rows(rows, s.horizontal, s.between.data() + y * between_row, between_row);
-  }
-  const auto& v = s.vertical;
-  const int64_t written = (between_row + 31) / 32 * 24 + 4, total = out_row * size;
-  if (s.line.size() < size_t(written)) s.line.resize(size_t(written));
-  for (int y = 0; y < size; ++y) {
-    const bool spills = y * out_row + written > total;  // beyond the caller's memory: by way of a line of our own
-    uint8_t* row = spills ? s.line.data() : out + y * out_row;
-    vertical_row(s.between.data() + v.first[size_t(y)] * between_row, between_row, v.split.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)], row);
-    if (spills) std::memcpy(out + y * out_row, row, size_t(out_row));
-  }
+void resize_avx2(const uint8_t* rgbx, int64_t row_bytes, int in_height, int in_width, int size, ResizeScratch& s, uint8_t* out) {
+  if (vertical_pass_first(in_height, in_width, size)) vertical_first(rgbx, row_bytes, in_width, size, s, out);
+  else horizontal_first(rgbx, row_bytes, in_height, size, s, out);
 }
 
 }  // namespace tessera::data
@@ -113,7 +150,7 @@ void resize_avx2(const uint8_t* rgbx, int64_t row_bytes, int in_height, int size
 
 namespace tessera::data {
 bool resize_avx2_available() { return false; }
-void resize_avx2(const uint8_t*, int64_t, int, int, ResizeScratch&, uint8_t*) {}
+void resize_avx2(const uint8_t*, int64_t, int, int, int, ResizeScratch&, uint8_t*) {}
 }  // namespace tessera::data
 
 #endif

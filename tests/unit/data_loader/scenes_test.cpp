@@ -1,0 +1,177 @@
+// The procedural dataset: deterministic, balanced, labels that tell what is in the picture, colours that tell nothing.
+#include "data_loader/dataset/scenes.h"
+
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include "data_loader/dataset/scenes/scene.h"
+#include "data_loader/dataset/scenes/shapes.h"
+#include "data_loader/dataset/scenes_cache.h"
+#include "tests/unit/data_loader/dataset_files.h"
+
+namespace tessera::data {
+namespace {
+
+using scenes::Scene;
+
+TEST(Scenes, SameBytesForAnyThreadsAndShardsOfAnySize) {
+  TemporaryFolder folder;
+  ScenesOptions options;
+  options.count = 20, options.size = 32, options.seed = 3, options.shard_size = 8, options.threads = 1;
+  ASSERT_TRUE(make_scenes(folder / "one", options));
+  options.threads = 3;
+  const auto written = make_scenes(folder / "three", options);
+  ASSERT_TRUE(written);
+  EXPECT_EQ(written->shards, 3);
+  for (const char* name : {"scenes-000000.tar", "scenes-000001.tar", "scenes-000002.tar", "classes.txt"})
+    EXPECT_EQ(*read_file(folder / ("one/" + std::string(name))), *read_file(folder / ("three/" + std::string(name)))) << name;
+  EXPECT_NE(make_scene_picture(3, 0, 32).rgb, make_scene_picture(4, 0, 32).rgb);
+  EXPECT_NE(make_scene_picture(3, 0, 32).rgb, make_scene_picture(3, 1, 32).rgb);
+}
+
+// The pictures are data that runs are compared by: other bytes mean another scenes version (scenes_cache.cpp).
+TEST(Scenes, PicturesAreTheOnesOfThisVersion) {
+  Hasher hasher;
+  for (uint64_t i = 0; i < 30; ++i) {
+    const ScenePicture picture = make_scene_picture(0, i, 64);
+    hasher.add_bytes(picture.rgb.data(), picture.rgb.size());
+    hasher.add_string(picture.json);
+  }
+  EXPECT_EQ(to_hex(hasher.finish()), "SCENES_HASH");
+}
+
+TEST(Scenes, ClassesAreBalancedInEveryRunOfSix) {
+  for (uint64_t first = 0; first < 600; first += 6) {
+    int seen = 0;
+    for (uint64_t i = first; i < first + 6; ++i) seen |= 1 << scenes::scene_class(9, i);
+    EXPECT_EQ(seen, 63) << first;
+  }
+}
+
+TEST(Scenes, LabelsTellWhatIsThere) {
+  std::map<size_t, int> counts;
+  double sum = 0;
+  constexpr int kScenes = 1200;
+  for (uint64_t i = 0; i < kScenes; ++i) {
+    const Scene scene = scenes::draw_scene(1, i);
+    ++counts[scene.objects.size()];
+    double nearest = 1e9;
+    for (const auto& object : scene.objects) {
+      EXPECT_EQ(int(object.shape), scene.label);
+      nearest = std::min(nearest, scenes::length(object.centre - scene.eye));
+      EXPECT_NEAR(object.centre.y, scenes::resting_height(object), 1e-12);
+    }
+    EXPECT_NEAR(nearest, scene.distance, 1e-9);
+    sum += scene.distance;
+    EXPECT_GE(scene.distance, 2.59);
+    EXPECT_LE(scene.distance, 5.61);
+  }
+  ASSERT_EQ(counts.size(), 6u);
+  EXPECT_NEAR(counts[1], kScenes * 0.3, 70);
+  for (size_t count = 2; count <= 6; ++count) EXPECT_NEAR(counts[count], kScenes * 0.14, 55) << count;
+  EXPECT_NEAR(sum / kScenes, 4.1, 0.1);
+}
+
+// Count and distance are drawn apart from each other and from the class.
+TEST(Scenes, LabelsAreIndependent) {
+  std::map<int, std::pair<double, int>> distance_of_count, distance_of_class, count_of_class;
+  for (uint64_t i = 0; i < 3000; ++i) {
+    const Scene scene = scenes::draw_scene(2, i);
+    const int count = int(scene.objects.size());
+    distance_of_count[count].first += scene.distance, ++distance_of_count[count].second;
+    distance_of_class[scene.label].first += scene.distance, ++distance_of_class[scene.label].second;
+    count_of_class[scene.label].first += count, ++count_of_class[scene.label].second;
+  }
+  for (const auto& [count, sum] : distance_of_count) EXPECT_NEAR(sum.first / sum.second, 4.1, 0.2) << count;
+  for (const auto& [label, sum] : distance_of_class) EXPECT_NEAR(sum.first / sum.second, 4.1, 0.2) << label;
+  for (const auto& [label, sum] : count_of_class) EXPECT_NEAR(sum.first / sum.second, 3.1, 0.35) << label;
+}
+
+// Mean colours of the classes lie within what chance makes of them.
+TEST(Scenes, ColourTellsNothingOfTheClass) {
+  constexpr int kPerClass = 100;
+  double mean[6][3] = {}, square[6][3] = {};
+  for (uint64_t i = 0; i < 6 * kPerClass; ++i) {
+    const ScenePicture picture = make_scene_picture(11, i, 24);
+    double sum[3] = {};
+    for (size_t p = 0; p < picture.rgb.size(); ++p) sum[p % 3] += picture.rgb[p];
+    for (int c = 0; c < 3; ++c) {
+      const double value = sum[c] / double(picture.rgb.size() / 3);
+      mean[picture.label][c] += value / kPerClass, square[picture.label][c] += value * value / kPerClass;
+    }
+  }
+  for (int c = 0; c < 3; ++c) {
+    double all = 0;
+    for (int k = 0; k < 6; ++k) all += mean[k][c] / 6;
+    for (int k = 0; k < 6; ++k) {
+      const double error = std::sqrt((square[k][c] - mean[k][c] * mean[k][c]) / kPerClass);
+      EXPECT_LT(std::abs(mean[k][c] - all), 3.5 * error) << scenes::kShapeNames[size_t(k)] << " channel " << c;
+    }
+  }
+}
+
+// Rays from all sides: a hit lies on the shape's surface, its normal is of unit length and faces the ray.
+TEST(Scenes, RaysMeetShapesFromOutside) {
+  for (int s = 0; s < scenes::kShapeCount; ++s) {
+    const auto shape = scenes::Shape(s);
+    int hits = 0;
+    for (int i = 0; i < 4000; ++i) {
+      const auto around = scenes::sin_cos_turns(i * 0.61803398875), tilt = scenes::sin_cos_turns(0.5 * (i % 97) / 97.0 - 0.25);
+      const scenes::Vec from = scenes::Vec{around.cos * tilt.cos, tilt.sin, around.sin * tilt.cos} * 3.0;
+      const scenes::Vec aim{0.4 * std::sin(i * 1.3), 0.4 * std::sin(i * 2.1), 0.4 * std::cos(i * 0.7)};
+      const scenes::Vec direction = aim - from;
+      scenes::Hit hit;
+      if (!scenes::meet(shape, from, direction, &hit)) continue;
+      ++hits;
+      const scenes::Vec point = from + direction * hit.t;
+      EXPECT_LE(scenes::length(point), scenes::bounding_radius(shape) + 1e-3);
+      EXPECT_NEAR(scenes::length(hit.normal), 1, 1e-6);
+      EXPECT_LT(scenes::dot(hit.normal, direction), 1e-3);
+    }
+    EXPECT_GT(hits, 2000) << scenes::kShapeNames[size_t(s)];
+  }
+}
+
+TEST(Scenes, SinesAreSines) {
+  for (int i = -1000; i < 3000; ++i) {
+    const auto value = scenes::sin_cos_turns(i / 1000.0);
+    EXPECT_NEAR(value.sin, std::sin(i / 1000.0 * 2 * M_PI), 1e-8);
+    EXPECT_NEAR(value.cos, std::cos(i / 1000.0 * 2 * M_PI), 1e-8);
+  }
+}
+
+TEST(Scenes, PathsAreRead) {
+  const auto full = parse_scenes_path("scenes:200:32:7");
+  ASSERT_TRUE(full);
+  EXPECT_EQ(full->count, 200);
+  EXPECT_EQ(full->size, 32);
+  EXPECT_EQ(full->seed, 7u);
+  EXPECT_EQ(parse_scenes_path("scenes:10000")->size, 64);
+  for (const char* text : {"scenes:", "scenes:x", "scenes:10:", "scenes:10:4", "scenes:10:64:1:2", "scenes:-5", "scenes:0"}) {
+    const auto parsed = parse_scenes_path(text);
+    ASSERT_FALSE(parsed) << text;
+    EXPECT_EQ(exit_code_of(parsed.error()), exit_codes::kConfig);
+  }
+  TemporaryFolder folder;
+  write_test_file(folder / "s/file", "x");
+  EXPECT_EQ(make_scenes(folder / "s", {}).error().code, ErrorCode::kUsage) << "never writes into a folder that has files";
+}
+
+// Two processes (here: threads, flock is per open file) that want the same scenes make them once.
+TEST(Scenes, CacheIsFilledOnce) {
+  TemporaryFolder folder;
+  ::setenv("TESSERA_CACHE", (folder / "cache").c_str(), 1);
+  std::vector<std::string> found(3);
+  {
+    std::vector<std::jthread> threads;
+    for (auto& path : found) threads.emplace_back([&path] { path = ensure_scenes("scenes:30:16:1", 1).value_or("failed"); });
+  }
+  ::unsetenv("TESSERA_CACHE");
+  for (const auto& path : found) EXPECT_EQ(path, found[0]);
+  EXPECT_TRUE(std::filesystem::exists(found[0] + "/scenes-000000.tar"));
+  EXPECT_FALSE(std::filesystem::exists(found[0] + ".partial"));
+}
+
+}  // namespace
+}  // namespace tessera::data
