@@ -156,47 +156,82 @@ Result<Manifest> read_manifest(const std::string& folder) {
   }
 }
 
+namespace {
+
+// A file whose size and hash are the manifest's.
+Result<SafetensorsFile> open_verified(const std::string& path, const Manifest::File& expected) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error) return fail(ErrorCode::kFixData, path + ": is missing or unreadable (" + error.message() + "); the checkpoint cannot be used");
+  if (int64_t(size) != expected.size_bytes)
+    return fail(ErrorCode::kFixData, path + ": has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(expected.size_bytes) + ": truncated or overwritten");
+  TESSERA_ASSIGN(const Hash128 hash, hash_file(path));
+  if (hash != expected.hash) return fail(ErrorCode::kFixData, path + ": its hash " + to_hex(hash) + " differs from the manifest's " + to_hex(expected.hash) + ": the file is damaged");
+  return SafetensorsFile::open(path);
+}
+
+// Copies the file's tensors to their places; each place is filled once.
+Status fill(const SafetensorsFile& file, const std::string& path, const std::map<std::string, TensorView>& places, std::set<std::string>& filled) {
+  for (const auto& have : file.tensors()) {
+    const auto place = places.find(have.name);
+    if (place == places.end()) return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " belongs to another model than the configuration's");
+    const TensorView& want = place->second;
+    if (have.dtype != "F32" || have.shape != want.shape)
+      return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " is " + have.dtype + " " + shape_text(have.shape) + ", the configuration needs F32 " + shape_text(want.shape));
+    if (!filled.insert(have.name).second) return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " is in two files of the checkpoint");
+    std::memcpy(const_cast<void*>(want.data), have.data, size_t(have.size_bytes));
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<model::State> read_checkpoint(const std::string& folder, const FunctionConfig& function) {
   TESSERA_ASSIGN(const Manifest manifest, read_manifest(folder));
   model::State state = model::State::empty(function);
   state.step = manifest.scalars.step;
   state.adam_steps = manifest.scalars.adam_steps;
-  std::map<std::string, TensorView> wanted;
-  for (const auto& view : state_tensors(state)) wanted[view.name] = view;
-  for (const auto& file : manifest.files) {
-    const std::string path = folder + "/" + file.name;
-    TESSERA_ASSIGN(const Hash128 hash, hash_file(path));
-    if (hash != file.hash) return fail(ErrorCode::kFixData, path + ": its hash differs from the manifest's: the file is damaged");
-    TESSERA_ASSIGN(const SafetensorsFile tensors, SafetensorsFile::open(path));
-    for (const auto& have : tensors.tensors()) {
-      const auto it = wanted.find(have.name);
-      if (it == wanted.end()) return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " belongs to another model than the configuration's");
-      if (have.dtype != "F32" || have.shape != it->second.shape)
-        return fail(ErrorCode::kFixData, path + ": tensor " + have.name + " is " + have.dtype + " " + shape_text(have.shape) + ", the configuration needs F32 " + shape_text(it->second.shape));
-      std::memcpy(const_cast<void*>(it->second.data), have.data, size_t(have.size_bytes));
-      wanted.erase(it);
-    }
+  std::map<std::string, TensorView> places;
+  for (const auto& view : state_tensors(state)) places[view.name] = view;
+  std::set<std::string> filled;
+  for (const auto& expected : manifest.files) {
+    const std::string path = folder + "/" + expected.name;
+    TESSERA_ASSIGN(const SafetensorsFile file, open_verified(path, expected));
+    TESSERA_TRY(fill(file, path, places, filled));
   }
-  if (!wanted.empty()) return fail(ErrorCode::kFixData, folder + ": tensor " + wanted.begin()->first + " and " + std::to_string(wanted.size() - 1) + " more are missing");
-  if (state.digest() != manifest.scalars.state_digest) return fail(ErrorCode::kFixData, folder + ": the state's digest differs from the manifest's: damaged");
+  for (const auto& [name, place] : places)
+    if (!filled.contains(name)) return fail(ErrorCode::kFixData, folder + ": tensor " + name + " is missing (" + std::to_string(places.size() - filled.size()) + " of " + std::to_string(places.size()) + " are)");
+  if (const StateDigest digest = state.digest(); digest != manifest.scalars.state_digest)
+    return fail(ErrorCode::kFixData, folder + ": the state's digest " + to_hex(digest) + " differs from the manifest's " + to_hex(manifest.scalars.state_digest) + ": damaged");
   return state;
 }
 
-Status write_checkpoint(const model::State& state, const Scalars& scalars, const std::string& folder) {
-  const std::filesystem::path final_path = std::filesystem::absolute(folder);
-  const std::string root = final_path.parent_path().string();
-  if (std::filesystem::exists(final_path)) return fail(ErrorCode::kIo, folder + " exists; choose another --out or remove it");
-  const Snapshot snapshot = take_snapshot(state, scalars, {}, 0, 1);
+namespace {
+
+Status publish(const Snapshot& snapshot, const std::string& root, const std::filesystem::path& final_path) {
   TESSERA_ASSIGN(const proto::CheckpointFile file, write_snapshot(snapshot, root));
-  json manifest = scalars_json(scalars);
+  json manifest = scalars_json(snapshot.scalars);
   manifest["files"] = json::array({{{"file", file.file}, {"size_bytes", file.size_bytes}, {"hash", to_hex(file.hash)}}});
   manifest["tensors"] = tensors_json(snapshot.tensors, file.file);
   const std::string attempt = root + "/" + file.attempt;
   TESSERA_TRY(write_file_atomic(attempt + "/manifest.json", manifest.dump(1)));
   std::error_code error;
   std::filesystem::rename(attempt, final_path, error);
-  if (error) return fail(ErrorCode::kIo, "cannot rename " + attempt + " to " + folder + ": " + error.message());
+  if (error) return fail(ErrorCode::kIo, "cannot rename " + attempt + " to " + final_path.string() + ": " + error.message());
   return fsync_folder(root);
+}
+
+}  // namespace
+
+Status write_checkpoint(const model::State& state, const Scalars& scalars, const std::string& folder) {
+  const std::filesystem::path final_path = std::filesystem::absolute(folder);
+  const std::string root = final_path.parent_path().string();
+  if (std::filesystem::exists(final_path)) return fail(ErrorCode::kIo, folder + " exists; choose another --out or remove it");
+  const Snapshot snapshot = take_snapshot(state, scalars, {}, 0, 1);
+  Status done = publish(snapshot, root, final_path);
+  std::error_code ignored;
+  if (!done) std::filesystem::remove_all(root + "/" + attempt_name({}, scalars.step), ignored);
+  return done;
 }
 
 }  // namespace tessera::checkpoint

@@ -70,7 +70,8 @@ Result<Manifest> read_manifest(const std::string& folder);
 // needs [..]"), kIo.
 Result<model::State> read_checkpoint(const std::string& folder, const FunctionConfig& function);
 
-// Writes a whole checkpoint from one process: files, manifest, then one rename to `folder`. For import.
+// Writes a whole checkpoint from one process: files, manifest, then one rename to `folder`, which must not exist. For
+// import. Error: kIo; nothing is left behind.
 Status write_checkpoint(const model::State& state, const Scalars& scalars, const std::string& folder);
 
 }  // namespace tessera::checkpoint
