@@ -89,7 +89,7 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   Worker& worker = c.state.workers[hello.worker_id];
   const bool same = worker.incarnation == e.incarnation && worker.state != WorkerState::kGone;
   if (!same && worker.incarnation != 0) worker_dead(c, hello.worker_id, worker.incarnation, "a new process took its place");
-  if (same && worker.welcomed && worker.peer == e.peer) {  // its first hello crossed our welcome
+  if (same && worker.peer == e.peer) {  // its hello crossed our welcome, or it waits for the dataset
     worker.last_heard = c.now;
     return;
   }
