@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   auto* data = app.add_option("--data", options.data_path, "Dataset, instead of the coordinator's operation.data_path");
   app.add_option("--address-file", options.address_file, "Standalone: where to write the address")->needs(alone);
   app.add_option("--interpolation", options.interpolation, "Standalone: bilinear or bicubic")->check(CLI::IsMember({"bilinear", "bicubic"}));
+  app.add_option("--function", options.function_file, "Standalone: serve the tiles of this function config (YAML) too")->needs(alone);
   app.add_option("--threads", options.threads, "Worker threads; never changes bits")->check(CLI::Range(1, 1024));
   app.add_option("--bind", options.bind, "Address to listen on");
   app.add_option("--port", options.port, "Port to listen on; 0 takes a free one")->check(CLI::Range(0, 65535));

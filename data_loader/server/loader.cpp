@@ -234,7 +234,12 @@ Result<int> run_loader(const LoaderOptions& given) {
 
 Result<int> run_standalone(const LoaderOptions& options) {
   FunctionConfig function;
-  function.data.interpolation = options.interpolation;
+  if (!options.function_file.empty()) {
+    TESSERA_ASSIGN(const std::string text, read_file(options.function_file));
+    TESSERA_ASSIGN(function, parse_function(text));
+  } else {
+    function.data.interpolation = options.interpolation;
+  }
   OpenOptions open;
   open.data_path = options.data_path;
   open.manifest_folder = options.manifest_folder;

@@ -26,6 +26,7 @@ struct LoaderOptions {
   std::string name;         // empty: loader:<host>:<pid>
   std::string address_file; // standalone: {"data_address": "tcp://127.0.0.1:PORT", ...} is written there when it serves
   std::string interpolation = "bilinear";  // standalone
+  std::string function_file;  // standalone: serve the tiles of this function config (YAML) too
   std::string manifest_folder = "runs/.manifests";  // standalone
   int stop_fd = -1;         // readable: finish (a signalfd)
 };
