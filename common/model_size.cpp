@@ -1,0 +1,127 @@
+#include "common/model_size.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "common/block_size.h"
+#include "common/philox.h"
+
+namespace tessera {
+namespace {
+
+// LN1, qkv, proj, LN2, fc1, fc2, each with bias.
+int64_t block_parameters(int64_t width, int64_t hidden) {
+  return 4 * width + 3 * width * width + 3 * width + width * width + width + width * hidden + hidden + hidden * width + width;
+}
+constexpr int64_t kTensorsPerBlock = 12;
+
+double block_flops(double tokens, double width, double hidden) {
+  return 2 * tokens * (4 * width * width + 2 * width * hidden) + 4 * tokens * tokens * width;
+}
+double encoder_flops(const ModelConfig& m, double tokens) {
+  return 2 * tokens * double(3 * m.patch_size * m.patch_size * m.embed_dim) + double(m.depth) * block_flops(tokens, double(m.embed_dim), double(m.hidden_dim()));
+}
+
+struct Block {
+  int top, left;
+  BlockSize size;
+};
+Block place(PhiloxStream& random, BlockSize size, int grid, bool reference) {
+  const auto corner = [&](int side) { return int(random.next_below(uint32_t(std::max(1, grid - side + (reference ? 0 : 1))))); };
+  const int top = corner(size.height);
+  return {top, corner(size.width), size};
+}
+
+// Patches of a context that no target covers.
+int context_left(PhiloxStream& random, const MaskConfig& masks, BlockSize target, BlockSize context, int grid) {
+  const bool reference = masks.mode == "reference";
+  std::vector<char> kept(size_t(grid * grid), 0);
+  const auto fill = [&](const Block& block, char value) {
+    for (int y = block.top; y < std::min(grid, block.top + block.size.height); ++y)
+      for (int x = block.left; x < std::min(grid, block.left + block.size.width); ++x) kept[size_t(y * grid + x)] = value;
+  };
+  fill(place(random, context, grid, reference), 1);
+  for (int64_t t = 0; t < masks.targets && !masks.allow_overlap; ++t) fill(place(random, target, grid, reference), 0);
+  return int(std::count(kept.begin(), kept.end(), 1));
+}
+
+MaskLengths multiblock_lengths(const FunctionConfig& f) {
+  const int grid = int(f.model.grid());
+  const bool reference = f.masks.mode == "reference";
+  const int64_t images = f.batch.tile_size * f.batch.tiles_per_mask_group;
+  const int64_t groups = std::clamp<int64_t>(20000 / images, 40, 400);
+  MaskLengths out{0, 0, f.masks.contexts, f.masks.targets};
+  for (int64_t g = 0; g < groups; ++g) {
+    PhiloxStream random(0, Purpose::kMaskSize, uint64_t(g), 0);
+    const auto draw = [&](const Pair& scale, const Pair& aspect) {
+      const double u = random.next_float(), v = random.next_float();
+      return reference ? reference_block_size(u, grid, grid, scale, aspect) : uniform_block_size(u, v, grid, grid, scale, aspect);
+    };
+    const BlockSize target = draw(f.masks.target_scale, f.masks.target_aspect), context = draw(f.masks.context_scale, f.masks.context_aspect);
+    int least = grid * grid;
+    for (int64_t i = 0; i < images * f.masks.contexts; ++i) {
+      const int left = context_left(random, f.masks, target, context, grid);
+      if (left > f.masks.min_keep) least = std::min(least, left);  // smaller ones are drawn again
+    }
+    out.context += double(least / f.masks.context_multiple * f.masks.context_multiple) / double(groups);
+    out.target += double(target.area()) / double(groups);
+  }
+  return out;
+}
+
+}  // namespace
+
+ParameterCount encoder_parameters(const ModelConfig& m) {
+  ParameterCount out;
+  out.trainable = 3 * m.patch_size * m.patch_size * m.embed_dim + m.embed_dim + m.depth * block_parameters(m.embed_dim, m.hidden_dim()) + 2 * m.embed_dim;
+  out.with_table = out.trainable + m.grid() * m.grid() * m.embed_dim;
+  out.tensors = 1 + 2 + kTensorsPerBlock * m.depth + 2;
+  return out;
+}
+
+ParameterCount predictor_parameters(const ModelConfig& m, const PredictorConfig& p) {
+  const int64_t hidden = int64_t(double(p.embed_dim) * p.mlp_ratio + 1e-6);
+  ParameterCount out;
+  out.trainable = m.embed_dim * p.embed_dim + p.embed_dim + p.embed_dim + p.depth * block_parameters(p.embed_dim, hidden) + 2 * p.embed_dim +
+                  p.embed_dim * m.embed_dim + m.embed_dim;
+  out.with_table = out.trainable + m.grid() * m.grid() * p.embed_dim;
+  out.tensors = 2 + 2 + kTensorsPerBlock * p.depth + 2 + 2;
+  return out;
+}
+
+MaskLengths expected_mask_lengths(const FunctionConfig& f) {
+  const double patches = double(f.model.grid() * f.model.grid());
+  if (f.masks.kind == "random" || f.masks.kind == "block") return {0.4 * patches, 0.6 * patches, 1, 1};
+  if (f.masks.kind == "rasterized") return {0.25 * patches, 0.25 * patches, 1, 3};
+  return multiblock_lengths(f);
+}
+
+ImageFlops image_flops(const FunctionConfig& f, const MaskLengths& lengths) {
+  const double width = double(f.predictor.embed_dim), dim = double(f.model.embed_dim);
+  const double hidden = double(int64_t(width * f.predictor.mlp_ratio + 1e-6));
+  const double sequence = double(f.predictor.depth) * block_flops(lengths.context + lengths.target, width, hidden) + 2 * lengths.target * width * dim;
+  ImageFlops out;
+  out.target = encoder_flops(f.model, double(f.model.grid() * f.model.grid()));
+  out.context = 3 * double(lengths.contexts) * encoder_flops(f.model, lengths.context);
+  out.predictor = 3 * double(lengths.contexts) * (2 * lengths.context * dim * width + double(lengths.targets) * sequence);
+  return out;
+}
+
+MemoryEstimate memory_estimate(const FunctionConfig& f, const MaskLengths& lengths) {
+  const ParameterCount encoder = encoder_parameters(f.model), predictor = predictor_parameters(f.model, f.predictor);
+  const int64_t trained = encoder.trainable + predictor.trainable;
+  MemoryEstimate out;
+  out.state = 4 * (3 * trained + encoder.trainable + (encoder.with_table - encoder.trainable) * 2 + predictor.with_table - predictor.trainable);
+  out.gradients = 4 * trained * int64_t(std::bit_width(uint64_t(f.batch.tiles)));
+  // Kept per token and block: inputs of both norms, their outputs, q k v, attention output, both MLP activations.
+  const auto kept = [](double tokens, double width, double hidden) { return tokens * (9 * width + 2 * hidden); };
+  const double encoder_kept = double(f.model.depth * lengths.contexts) * kept(lengths.context, double(f.model.embed_dim), double(f.model.hidden_dim()));
+  const double predictor_kept = double(f.predictor.depth * lengths.contexts * lengths.targets) *
+                                kept(lengths.context + lengths.target, double(f.predictor.embed_dim), double(f.predictor.embed_dim) * f.predictor.mlp_ratio);
+  out.activations = int64_t(4.0 * double(f.batch.tile_size) * (encoder_kept + predictor_kept));
+  out.checkpoint = out.state;
+  return out;
+}
+
+}  // namespace tessera
