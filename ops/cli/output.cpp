@@ -58,7 +58,7 @@ std::string human_seconds(double seconds) {
 
 std::string human_count(int64_t value) {
   std::string digits = std::to_string(value < 0 ? -value : value);
-  for (int at = int(digits.size()) - 3; at > 0; at -= 3) digits.insert(size_t(at), ",");
+  for (int at = int(digits.size()) - 3; at > 0; at -= 3) digits.insert(size_t(at), 1, ',');
   if (value < 0) digits.insert(digits.begin(), '-');
   return digits;
 }
