@@ -9,6 +9,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/upsample_bicubic2d.h>
 #include <cmath>
 
 #include "worker/model/kernels.h"
@@ -83,10 +84,10 @@ class CpuEngine : public Engine {
 
   at::Tensor features(const State& state, const at::Tensor& pixels_u8, bool context_encoder) override {
     at::NoGradGuard no_grad;
-    const int64_t b = pixels_u8.size(0);
-    const at::Tensor& position = context_encoder ? state.context_position : state.target_position;
-    return encode(passes_, context_encoder ? state.weights : state.target, encoder_, patch_rows(pixels_u8), position.repeat({b, 1}), b, function_.model.num_heads,
-                  nullptr)
+    const int64_t b = pixels_u8.size(0), grid = pixels_u8.size(1) / function_.model.patch_size;
+    const at::Tensor position = interpolate_position(context_encoder ? state.context_position : state.target_position, grid);
+    return encode(passes_, context_encoder ? state.weights : state.target, encoder_, patch_rows(pixels_u8), position.repeat({b, 1}), b,
+                  function_.model.num_heads, nullptr)
         .view({b, position.size(0), -1});
   }
 
@@ -154,6 +155,14 @@ class CpuEngine : public Engine {
 };
 
 }  // namespace
+
+at::Tensor interpolate_position(const at::Tensor& table_nd, int64_t grid) {
+  const int64_t side = std::llround(std::sqrt(double(table_nd.size(0)))), d = table_nd.size(1);
+  if (side == grid) return table_nd;
+  const at::Tensor table_1dhw = table_nd.view({1, side, side, d}).permute({0, 3, 1, 2});
+  const at::Tensor wide_1dhw = at::upsample_bicubic2d(table_1dhw, at::IntArrayRef{grid, grid}, /*align_corners=*/false);
+  return wide_1dhw.permute({0, 2, 3, 1}).reshape({grid * grid, d});
+}
 
 Result<std::unique_ptr<Engine>> Engine::make(const FunctionConfig& function, const std::string& device) {
   if (device != "cpu")

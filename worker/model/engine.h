@@ -45,8 +45,12 @@ class Engine {
   virtual TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) = 0;
   // The forward passes of gradient() alone.
   virtual TileOutputs outputs(const State& state, const Tile& tile) = 0;
-  // Features of the target (or context) encoder over all patches, final norm applied: [b, N, D].
+  // Features of the target (or context) encoder over all patches, final norm applied: [b, N, D]. Images of another
+  // square size than the model's, a multiple of the patch, get the position table interpolated (interpolate_position).
   virtual at::Tensor features(const State& state, const at::Tensor& pixels_u8, bool context_encoder) = 0;
 };
+
+// A position table [g * g, D] at grid x grid: bicubic, corners not aligned, as Hugging Face's interpolate_pos_encoding.
+at::Tensor interpolate_position(const at::Tensor& table_nd, int64_t grid);
 
 }  // namespace tessera::model

@@ -1,0 +1,152 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+#include "common/file.h"
+#include "common/philox.h"
+#include "worker/model/engine.h"
+#include "worker/optimizer/update.h"
+#include "worker/tool/commands.h"
+
+namespace tessera::tool {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string model = "vit_tiny", precision = "fp32", device = "cpu";
+  int64_t patch = 16, size = 224, tile = 16, threads = 1, repeats = 7, predictor_depth = 6, predictor_dim = 384;
+  bool json = false;
+};
+
+// Masks of the published geometry at its mean size: targets of 0.175 of the grid, a context of a quarter of it.
+model::Tile make_tile(const FunctionConfig& f, int64_t b) {
+  const int64_t patches = f.model.grid() * f.model.grid(), kept = std::max<int64_t>(1, patches * 26 / 100), wanted = std::max<int64_t>(1, patches * 175 / 1000);
+  model::Tile tile;
+  tile.pixels = at::empty({b, f.model.image_size, f.model.image_size, 3}, at::kByte);
+  PhiloxStream random(0, Purpose::kScenes, 0, 0);
+  uint8_t* out = tile.pixels.mutable_data_ptr<uint8_t>();
+  for (int64_t i = 0; i < tile.pixels.numel(); ++i) out[i] = uint8_t(random.next_u32());
+  const auto mask = [&](int64_t first, int64_t count) { return at::arange(first, first + count, at::kLong).expand({b, count}).contiguous(); };
+  tile.contexts.push_back(mask(0, kept));
+  for (int64_t i = 0; i < 4; ++i) tile.targets.push_back(mask(i * (patches - wanted) / 4, wanted));
+  return tile;
+}
+
+// Multiply-adds of one token through a block of width d over sequences of n, times two.
+double block_flops(double d, double hidden, double n) { return 2 * (4 * d * d + 2 * d * hidden + 2 * n * d); }
+
+// Of one image's step: target forward, context and predictor forward and backward (twice the forward).
+double step_flops(const FunctionConfig& f, const model::Tile& tile) {
+  const double d = double(f.model.embed_dim), hidden = double(f.model.hidden_dim()), p = double(f.predictor.embed_dim);
+  const double patches = double(f.model.grid() * f.model.grid()), kept = double(tile.contexts[0].size(1)), length = kept + double(tile.targets[0].size(1));
+  const double embed = 2 * d * 3 * double(f.model.patch_size * f.model.patch_size);
+  const double target = patches * (embed + double(f.model.depth) * block_flops(d, hidden, patches));
+  const double context = kept * (embed + double(f.model.depth) * block_flops(d, hidden, kept));
+  const double predictor = double(tile.targets.size()) * length * double(f.predictor.depth) * block_flops(p, p * f.predictor.mlp_ratio, length);
+  return target + 3 * (context + predictor);
+}
+
+int64_t peak_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;)
+    if (word == "VmHWM:") {
+      int64_t kib = 0;
+      status >> kib;
+      return kib * 1024;
+    }
+  return 0;
+}
+
+struct Times {
+  std::vector<double> total, gradient, update, ema;
+};
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+Result<FunctionConfig> function_of(const Options& o) {
+  TESSERA_ASSIGN(const Config config,
+                 parse_config("function: {masks: {min_keep: 0}}", "bench", {"function.model.name=" + o.model, "function.model.patch_size=" + std::to_string(o.patch),
+                                                                            "function.model.image_size=" + std::to_string(o.size), "function.precision=" + o.precision,
+                                                                            "function.batch.tile_size=" + std::to_string(o.tile), "function.batch.tiles=1",
+                                                                            "function.predictor.depth=" + std::to_string(o.predictor_depth),
+                                                                            "function.predictor.embed_dim=" + std::to_string(o.predictor_dim)}));
+  return config.function;
+}
+
+Result<nlohmann::json> run(const Options& o) {
+  at::set_num_threads(int(o.threads));
+  TESSERA_ASSIGN(const FunctionConfig f, function_of(o));
+  TESSERA_ASSIGN(const auto engine, model::Engine::make(f, o.device));
+  model::State state = model::State::initial(f);
+  model::FlatBuffers gradient = model::make_buffers(state.layout);
+  const model::Tile tile = make_tile(f, o.tile);
+  std::vector<float> target(size_t(state.layout.target_floats));
+  Times t;
+  for (int64_t i = 0; i < o.repeats + 1; ++i) {
+    const auto start = Clock::now();
+    engine->gradient(state, tile, gradient, false);
+    const auto evaluated = Clock::now();
+    optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, !optimizer::summarize(state, gradient, 1.0f).finite);
+    const auto updated = Clock::now();
+    optimizer::ema_slice(state, 0.996, 0, state.layout.target_floats, target.data());
+    const auto done = Clock::now();
+    if (i == 0) continue;  // the first touches memory and chooses kernels
+    const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
+    t.total.push_back(seconds(start, done)), t.gradient.push_back(seconds(start, evaluated));
+    t.update.push_back(seconds(evaluated, updated)), t.ema.push_back(seconds(updated, done));
+  }
+  const double flops = step_flops(f, tile) * double(o.tile), seconds = median(t.total);
+  const auto [fastest, slowest] = std::minmax_element(t.total.begin(), t.total.end());
+  return nlohmann::json{{"images_per_second", {{"min", double(o.tile) / *slowest}, {"median", double(o.tile) / seconds}, {"max", double(o.tile) / *fastest}}},
+                        {"seconds_per_step", seconds},
+                        {"tflops", flops / median(t.gradient) / 1e12},
+                        {"mfu", nullptr},  // a CPU has no stated peak
+                        {"memory_bytes", peak_memory_bytes()},
+                        {"split", {{"gradient", median(t.gradient)}, {"update", median(t.update)}, {"ema", median(t.ema)}}},
+                        {"settings", {{"model", o.model}, {"patch", o.patch}, {"size", o.size}, {"tile", o.tile}, {"precision", o.precision}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
+}
+
+}  // namespace
+
+int bench_main(int argc, char** argv) {
+  CLI::App app{"Measures this machine"};
+  app.name("tessera bench");
+  app.require_subcommand(1);
+  Options o;
+  CLI::App* step = app.add_subcommand("step", "gradient of one tile, AdamW and EMA, without data and communication");
+  step->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
+  step->add_option("--patch", o.patch)->capture_default_str();
+  step->add_option("--size", o.size, "image size")->capture_default_str();
+  step->add_option("--tile", o.tile, "images")->check(CLI::Range(1, 65536))->capture_default_str();
+  step->add_option("--precision", o.precision, "fp32, bf16 or published")->capture_default_str();
+  step->add_option("--device", o.device, "cpu or cuda:N")->capture_default_str();
+  step->add_option("--threads", o.threads, "compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  step->add_option("--repeats", o.repeats, "measured steps")->check(CLI::Range(1, 100000))->capture_default_str();
+  step->add_option("--predictor-depth", o.predictor_depth)->capture_default_str();
+  step->add_option("--predictor-dim", o.predictor_dim)->capture_default_str();
+  step->add_flag("--json", o.json, "one JSON object on the last line");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : exit_codes::kUsage;
+  }
+  const auto result = run(o);
+  if (!result) return report(result.error());
+  const auto& speed = (*result)["images_per_second"];
+  char text[256];
+  std::snprintf(text, sizeof text, "%.1f images/s (%.1f to %.1f), %.3f s a step, %.3f TFLOP/s, peak memory %s", speed["median"].get<double>(), speed["min"].get<double>(),
+                speed["max"].get<double>(), (*result)["seconds_per_step"].get<double>(), (*result)["tflops"].get<double>(), human_bytes((*result)["memory_bytes"].get<int64_t>()).c_str());
+  print(*result, text, o.json);
+  return 0;
+}
+
+}  // namespace tessera::tool

@@ -1,0 +1,50 @@
+// tessera-model: what needs LibTorch and no cluster. `tessera` starts it for its own subcommands of the same names.
+#include <malloc.h>
+
+#include <cstdlib>
+#include <iostream>
+#include <string>
+
+#include "common/version.h"
+#include "worker/evaluate/commands.h"
+#include "worker/tool/commands.h"
+
+namespace {
+
+struct Subcommand {
+  const char* name;
+  int (*run)(int argc, char** argv);
+  const char* help;
+};
+constexpr Subcommand kSubcommands[] = {
+    {"import", tessera::tool::import_main, "a published checkpoint into a checkpoint folder"},
+    {"export", tessera::tool::export_main, "a checkpoint as safetensors, a Hugging Face folder or a .pth.tar"},
+    {"evaluate", tessera::evaluate::evaluate_main, "probes on frozen features"},
+    {"visualize", tessera::evaluate::visualize_main, "picture sheets"},
+    {"bench", tessera::tool::bench_main, "the speed of a training step on this machine"},
+};
+
+int usage(std::ostream& out, int code) {
+  out << "usage: tessera-model SUBCOMMAND ...   (tessera-model SUBCOMMAND --help)\n";
+  for (const Subcommand& s : kSubcommands) out << "  " << s.name << std::string(12 - std::string(s.name).size(), ' ') << s.help << "\n";
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Chooses library code paths, so it decides bits: set before the first call into LibTorch, as in tessera-trainer.
+  setenv("MKL_CBWR", "AVX2", 1);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);  // activations of a step are freed and taken again at once
+  mallopt(M_TRIM_THRESHOLD, -1);
+  const std::string name = argc > 1 ? argv[1] : "";
+  if (name == "--help" || name == "-h") return usage(std::cout, 0);
+  if (name == "--version") {
+    std::cout << "tessera-model " << tessera::kVersion << "\n";
+    return 0;
+  }
+  for (const Subcommand& s : kSubcommands)
+    if (name == s.name) return s.run(argc - 1, argv + 1);
+  if (!name.empty()) std::cerr << "error: there is no subcommand " << name << "\n";
+  return usage(std::cerr, tessera::exit_codes::kUsage);
+}
