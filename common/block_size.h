@@ -23,6 +23,17 @@ BlockSize uniform_block_size(double u_scale, double u_aspect, int grid_h, int gr
 // Smallest target area over every possible draw (u = k / 2^24 in both modes).
 int smallest_block_area(const MaskConfig& masks, const Pair& scale, const Pair& aspect, int grid_h, int grid_w);
 
+// Masks per image: the number of lists in a tile's header. Only kind multiblock takes them from the config; random and
+// block have one target, rasterized has the three quadrants that are not its context.
+struct MaskCounts {
+  int contexts = 0;
+  int targets = 0;
+};
+inline MaskCounts mask_counts(const MaskConfig& masks) {
+  if (masks.kind == "multiblock") return {int(masks.contexts), int(masks.targets)};
+  return {1, masks.kind == "rasterized" ? 3 : 1};
+}
+
 // Error kFixConfig: some draw gives a target of at most min_keep patches ("grid 8x8: targets of 9 patches never exceed
 // min_keep 10; set function.masks.min_keep <= 8"), or the context can never exceed it.
 Status check_masks(const MaskConfig& masks, int grid_h, int grid_w);
