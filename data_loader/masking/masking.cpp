@@ -251,11 +251,6 @@ Result<GroupMasks> ablation(const FunctionConfig& f, Step step, int64_t mask_gro
 
 }  // namespace
 
-MaskCounts mask_counts(const MaskConfig& masks) {
-  if (masks.kind == "multiblock") return {int(masks.contexts), int(masks.targets)};
-  return {1, masks.kind == "rasterized" ? 3 : 1};
-}
-
 Result<GroupMasks> reference_masks(const MaskConfig& masks, int grid_h, int grid_w, int images, BlockSize target, BlockSize context,
                                    const std::function<int(int)>& next, bool truncate) {
   MaskConfig published = masks;

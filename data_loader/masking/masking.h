@@ -36,13 +36,6 @@ struct GroupMasks {
   bool operator==(const GroupMasks&) const = default;
 };
 
-// Masks per image: the number of lists in GroupMasks and in a tile's header. Only multiblock takes them from the config.
-struct MaskCounts {
-  int contexts = 0;
-  int targets = 0;
-};
-MaskCounts mask_counts(const MaskConfig& masks);
-
 // The published sampler for one batch, before and after truncation, from given sizes and a source of corners:
 // next(range) returns a corner coordinate in [0, range), top before left. Consumes corners exactly as published: per
 // image targets, then contexts; an attempt with at most min_keep patches is repeated; after 20 failures one more target
