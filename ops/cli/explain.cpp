@@ -14,7 +14,13 @@ std::string decimal(double value, const char* form) {
   std::snprintf(text, sizeof text, form, value);
   return text;
 }
-std::string flops_text(double flops) { return flops >= 1e12 ? decimal(flops / 1e12, "%.2f TFLOP") : decimal(flops / 1e9, "%.3g GFLOP"); }
+std::string flops_text(double flops) {
+  const char* units[] = {"GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"};
+  double value = flops / 1e9;
+  int unit = 0;
+  while (value >= 1000 && unit < 4) value /= 1000, ++unit;
+  return decimal(value, "%.3g ") + units[unit];
+}
 
 }  // namespace
 

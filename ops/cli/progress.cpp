@@ -52,6 +52,22 @@ std::string table_row(const std::string& name, const Json& probe) {
          padded(cell(probe, "/baselines/random_init", share), 13) + cell(probe, "/baselines/pixels", share) + "\n";
 }
 
+std::string steps_text(const Json& status) {
+  const auto step = int64_t(number_at(status, "/progress/step")), total = int64_t(number_at(status, "/progress/total_steps"));
+  std::string out = "step " + human_count(step);
+  if (total > 0) out += "/" + human_count(total) + " (" + percent(double(step) / double(total)) + ")";
+  return out;
+}
+
+std::string progress_text(const Json& status) {
+  std::string line = steps_text(status);
+  const double loss = number_at(status, "/training/loss", NAN), rate = number_at(status, "/throughput/images_per_second"), eta = number_at(status, "/progress/eta_seconds", -1);
+  if (!std::isnan(loss)) line += "  loss " + decimal(loss, "%.4f");
+  if (rate > 0) line += "  " + decimal(rate, "%.0f images/s");
+  if (eta >= 0) line += "  ETA " + human_seconds(eta);
+  return line;
+}
+
 }  // namespace
 
 double number_at(const Json& document, const std::string& pointer, double fallback) {
@@ -69,25 +85,15 @@ std::string text_at(const Json& document, const std::string& pointer, const std:
 
 std::string status_line(const Json& status) {
   const std::string state = text_at(status, "/run/state", "UNKNOWN"), reason = text_at(status, "/run/reason");
-  const auto step = int64_t(number_at(status, "/progress/step")), total = int64_t(number_at(status, "/progress/total_steps"));
-  std::string done = "step " + human_count(step);
-  if (total > 0) done += "/" + human_count(total) + " (" + percent(double(step) / double(total)) + ")";
-  if (state != "RUNNING") return state + (reason.empty() ? "" : ": " + reason) + (step > 0 ? "  " + done : "");
-  std::string line = done;
-  const double loss = number_at(status, "/training/loss", NAN), rate = number_at(status, "/throughput/images_per_second"), eta = number_at(status, "/progress/eta_seconds", -1);
-  if (!std::isnan(loss)) line += "  loss " + decimal(loss, "%.4f");
-  if (rate > 0) line += "  " + decimal(rate, "%.0f images/s");
-  if (eta >= 0) line += "  ETA " + human_seconds(eta);
-  return line;
+  if (state == "RUNNING") return progress_text(status);
+  return state + (reason.empty() ? "" : ": " + reason) + (number_at(status, "/progress/step") > 0 ? "  " + steps_text(status) : "");
 }
 
 std::string status_page(const Json& status) {
   std::string out = "run " + text_at(status, "/run/id", "?") + "  " + text_at(status, "/run/state", "UNKNOWN");
   const std::string reason = text_at(status, "/run/reason");
   out += (reason.empty() ? "" : ": " + reason) + "\n";
-  Json running = status;
-  running["run"]["state"] = "RUNNING";
-  out += "  " + status_line(running) + "\n";
+  out += "  " + progress_text(status) + "\n";
   out += "  generation " + text_at(status, "/run/generation", "none") + ", epoch " + human_count(int64_t(number_at(status, "/progress/epoch"))) + ", " +
          human_count(int64_t(number_at(status, "/progress/images_seen"))) + " images seen\n";
   out += members(status);
