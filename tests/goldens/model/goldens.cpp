@@ -1,6 +1,7 @@
 #include "tests/goldens/model/goldens.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <fnmatch.h>
 
 #include <algorithm>
@@ -16,6 +17,17 @@
 
 namespace tessera::goldens {
 namespace fs = std::filesystem;
+
+namespace {
+
+// One compute thread, and the code paths that the trainer pins: before the first call into LibTorch's kernels.
+const bool kPinned = [] {
+  setenv("MKL_CBWR", "AVX2", 1);
+  at::set_num_threads(1);
+  return true;
+}();
+
+}  // namespace
 
 fs::path folder() {
   const char* set = std::getenv("TESSERA_GOLDENS");

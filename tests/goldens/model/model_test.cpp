@@ -5,41 +5,18 @@
 #include <cstdlib>
 
 #include "tests/goldens/model/goldens.h"
+#include "tests/goldens/model/model_case.h"
 
 namespace tessera {
 namespace {
 
 using goldens::relative;
 
-struct Case {
-  nlohmann::json meta;
-  goldens::Tensors io;
-  FunctionConfig function;
-  model::State state;
-  model::Tile tile;
-};
-
-Case load_case(const std::filesystem::path& path, const std::string& precision = "fp32") {
-  Case c;
-  c.meta = goldens::load_json(path / "meta.json");
-  c.io = goldens::load(path / "io.safetensors");
-  c.function = goldens::function_of(c.meta.at("config"));
-  c.function.precision = precision;
-  c.state = model::State::empty(c.function);
-  if (std::filesystem::exists(path / "weights.safetensors"))
-    goldens::fill_state(c.state, goldens::load(path / "weights.safetensors"), goldens::MissingTarget::kScaled);
-  else
-    goldens::fill_formula(c.state, c.meta.at("seed").get<uint64_t>());
-  c.tile = goldens::tile_of(c.io.at("images_u8"), c.io, "masks_enc.", "masks_pred.");
-  return c;
-}
+using goldens::by_golden_name;
+using goldens::Case;
+using goldens::load_case;
 
 std::unique_ptr<model::Engine> engine_of(const Case& c) { return std::move(*model::Engine::make(c.function, "cpu")); }
-
-std::map<std::string, at::Tensor> by_golden_name(const model::TileOutputs& out) {
-  return {{"patch_embed", out.patch_embed_bnd},    {"context_out", out.context_bkd},  {"target_out", out.target_bnd},
-          {"target_normed", out.target_normed_bnd}, {"target_masked", out.wanted_bkd}, {"pred_out", out.prediction_bkd}};
-}
 
 TEST(Model, OutputsAndLoss) {
   TESSERA_GOLDEN_CASES(cases, "", "model_*");
