@@ -206,6 +206,9 @@ void lose_member(Context& c, Worker& worker, WorkerState state, const std::strin
   w.lost.insert(worker.id);
   w.sealed.erase(worker.id);
   worker.state = state, worker.reason = reason, worker.rank = -1, worker.ready = false;
+  // What does not answer is killed before it can come back with an old world's state.
+  if (const auto daemon = c.state.daemons.find(worker.daemon); state != WorkerState::kGone && daemon != c.state.daemons.end())
+    c.send(daemon->second.peer, proto::FenceTrainer{worker.id, worker.incarnation, reason});
   stop_world(c, "worker " + worker.id + ": " + reason);
 }
 

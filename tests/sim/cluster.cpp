@@ -1,0 +1,504 @@
+#include "tests/sim/cluster.h"
+
+#include <functional>
+
+#include "common/version.h"
+
+namespace tessera::sim {
+namespace {
+
+using namespace tessera::coordinator;
+namespace p = tessera::proto;
+
+// What state[k] is: a function of k alone when everybody keeps the rules.
+StateDigest digest_of(Step step, uint64_t taint) { return {mix64(uint64_t(step) + 1) ^ taint, mix64(uint64_t(step) + 77) ^ taint}; }
+
+struct Trainer {
+  WorkerId id;
+  bool alive = false, hung = false, ready = false;
+  uint64_t incarnation = 0;
+  Step applied = -1;
+  bool prepared = false;
+  uint64_t taint = 0;  // not 0: its state is not what the function says
+  std::optional<p::WorldStart> world;
+  bool running = false;  // past the start of its world
+  Rank rank = -1;
+  std::set<WorkerId> votes;      // for step `applied` of the world
+  std::set<WorkerId> evaluated;  // peers whose share of step `applied` is here
+  std::vector<p::StepDone> reports;
+  Generation newest;
+  p::Phase phase = p::Phase::kStarting;
+  bool finished = false;
+};
+
+class Cluster {
+ public:
+  explicit Cluster(const Options& o) : o_(o), random_(o.seed * 7919 + 17) {
+    config_.function.batch.tile_size = 1, config_.function.batch.tiles = 4;
+    config_.function.steps = o.steps;
+    config_.operation.checkpoint.every_steps = 7;
+    config_.run_id = "sim", config_.lineage = "sim";
+    for (int i = 0; i < o.workers; ++i) trainers_["node" + std::to_string(i) + "/0"].id = "node" + std::to_string(i) + "/0";
+  }
+
+  Outcome run() {
+    start_coordinator();
+    for (auto& [id, trainer] : trainers_) start_daemon(id);
+    at(1, [this] { loader_hello(); });
+    schedule_fault();
+    while (!queue_.empty() && out_.ok && !done_) {
+      auto [when, order, action] = queue_.top();
+      queue_.pop();
+      now_ = when;
+      ++out_.events;
+      if (now_ > o_.deadline_ms) {
+        violate("liveness: not finished " + std::to_string((now_ - o_.heal_at_ms) / 1000) + " s after the last fault; state " + run_state_name(state_.run_state) + ": " + state_.reason);
+        break;
+      }
+      action();
+    }
+    if (out_.ok && !done_) violate("liveness: nothing more happens");
+    if (out_.ok) check_end();
+    out_.committed = state_.committed, out_.generations = int64_t(granted_.size()), out_.finished_at = now_;
+    return out_;
+  }
+
+ private:
+  using Action = std::function<void()>;
+  struct Later {
+    Millis when;
+    uint64_t order;
+    Action action;
+    bool operator<(const Later& other) const { return when != other.when ? when > other.when : order > other.order; }
+  };
+
+  int64_t draw(int64_t low, int64_t high) { return low + int64_t(random_() % uint64_t(high - low + 1)); }
+  bool chance(double probability) { return double(random_() % 1000000) < probability * 1e6; }
+  void at(Millis delay, Action action) { queue_.push({now_ + delay, order_++, std::move(action)}); }
+  void say(const std::string& text) {
+    if (o_.trace) out_.trace.push_back(std::to_string(now_) + " ms: " + text);
+  }
+  void violate(const std::string& text) {
+    if (out_.ok) out_.violation = text;
+    out_.ok = false;
+    say("VIOLATION: " + text);
+  }
+  // In order per link: never before what was sent on it earlier.
+  Millis link_delay(const std::string& link) {
+    const Millis arrival = std::max(now_ + draw(1, 30), link_last_[link]);
+    link_last_[link] = arrival;
+    return arrival - now_;
+  }
+
+  // ---- coordinator ----
+
+  void start_coordinator() {
+    coordinator_up_ = true;
+    ++coordinator_life_;
+    state_ = State{};
+    if (o_.bug != Bug::kReuseTerm || term_ == 0) ++term_;
+    config_.term = term_;
+    for (const auto& [step, record] : stored_ledger_) {
+      state_.ledger[step] = record;
+      state_.batch_chain = chain(state_.batch_chain, record.batch);
+      ++state_.committed;
+    }
+    state_.checkpoints = stored_checkpoints_;
+    state_.generation_count = int64_t(granted_.size());
+    if (stored_dataset_) {
+      state_.dataset = stored_dataset_;
+      state_.length = *run_length(config_.function, stored_dataset_->sample_count);
+      state_.run_state = RunState::kStarting;
+    }
+    if (!stored_world_.empty()) {
+      state_.world = *parse_world(stored_world_);
+      state_.world.since = now_;
+    }
+    const int life = coordinator_life_;
+    at(50, [this, life] { tick(life); });
+    say("coordinator starts, term " + std::to_string(term_));
+  }
+  void tick(int life) {
+    if (!coordinator_up_ || life != coordinator_life_ || done_) return;
+    feed(TickEvent{});
+    at(50, [this, life] { tick(life); });
+  }
+  void feed(const Event& event) {
+    if (!coordinator_up_ || done_) return;
+    for (const Effect& effect : coordinator::step(state_, config_, event, now_)) carry_out(effect);
+  }
+  void to_coordinator(const std::string& name, uint64_t incarnation, p::Payload payload) {
+    const std::string peer = name + "#" + std::to_string(incarnation);
+    at(link_delay(peer + ">c"), [this, peer, name, incarnation, payload] { feed(MessageEvent{peer, name, incarnation, payload}); });
+  }
+
+  void carry_out(const Effect& effect) {
+    if (const auto* send = std::get_if<Send>(&effect)) {
+      if (const auto* start = std::get_if<p::WorldStart>(&send->payload)) check_grant(*start);
+      const std::string peer = send->peer;
+      at(link_delay("c>" + peer), [this, peer, payload = send->payload] { deliver(peer, payload); });
+    } else if (const auto* stored = std::get_if<StoreStep>(&effect)) {
+      const StepRecord record{stored->done.batch_digest, stored->done.state_digest};
+      if (const auto it = stored_ledger_.find(stored->done.step); it != stored_ledger_.end() && it->second != record) violate("a committed step changed: " + std::to_string(stored->done.step));
+      if (record.state != digest_of(stored->done.step, 0)) violate("step " + std::to_string(stored->done.step) + " was committed from a state that is not the function's");
+      stored_ledger_[stored->done.step] = record;
+    } else if (const auto* meta = std::get_if<StoreMeta>(&effect)) {
+      if (meta->key == "world") stored_world_ = meta->value;
+      if (state_.dataset) stored_dataset_ = state_.dataset;
+    } else if (const auto* publish = std::get_if<PublishCheckpoint>(&effect)) {
+      CheckpointEntry entry;
+      entry.step = publish->step, entry.path = "step-" + std::to_string(publish->step), entry.state_digest = digest_of(publish->step, 0);
+      at(draw(1, 20), [this, entry, attempt = publish->attempt] {
+        stored_checkpoints_[entry.step] = entry;
+        feed(PublishDone{attempt, entry});
+      });
+    } else if (const auto* remove = std::get_if<RemoveCheckpoint>(&effect)) {
+      stored_checkpoints_.erase(remove->step);
+    } else if (const auto* log = std::get_if<LogEvent>(&effect)) {
+      say("coordinator: " + log->text);
+    } else if (const auto* finish = std::get_if<Finish>(&effect)) {
+      done_ = true;
+      exit_code_ = finish->exit_code;
+      say("finished with " + std::to_string(finish->exit_code) + ": " + finish->reason);
+    }
+  }
+
+  // A generation names one membership ever; state never starts behind a committed step unless it comes from a checkpoint.
+  void check_grant(const p::WorldStart& start) {
+    std::string members;
+    for (const auto& m : start.members) members += m.worker_id + "#" + std::to_string(m.incarnation) + " ";
+    const std::string text = members + "@" + std::to_string(start.start_step);
+    const auto [it, fresh] = granted_.emplace(start.generation, text);
+    if (!fresh && it->second != text) violate("generation " + to_string(start.generation) + " was granted twice: " + it->second + " and " + text);
+    if (start.source == p::StateSource::kPeer && start.start_step + 1 < state_.committed) violate("the source of state is behind committed step " + std::to_string(state_.committed - 1));
+  }
+
+  void check_end() {
+    if (exit_code_ != 0) return violate("the run ended with exit code " + std::to_string(exit_code_) + ": " + state_.reason);
+    for (Step step = 0; step < o_.steps; ++step)
+      if (!stored_ledger_.contains(step)) return violate("step " + std::to_string(step) + " is not in the ledger");
+    if (int64_t(stored_ledger_.size()) != o_.steps) return violate("the ledger holds steps that do not exist");
+  }
+
+  // ---- loader and daemons ----
+
+  void loader_hello() {
+    if (done_) return;
+    ++loader_life_;
+    to_coordinator("loader", uint64_t(loader_life_), p::LoaderHello{"loader", "h", {kVersion, "", kProtocolVersion}, 1, "tcp://x"});
+    loader_beat(loader_life_);
+  }
+  void loader_beat(int life) {
+    if (done_ || life != loader_life_) return;
+    to_coordinator("loader", uint64_t(life), p::LoaderStatus{});
+    at(200, [this, life] { loader_beat(life); });
+  }
+  static std::string daemon_name(const WorkerId& id) { return "daemon:" + id; }
+  void start_daemon(const WorkerId& id) {
+    const int life = ++daemon_life_[id];
+    daemon_hello(id);
+    at(draw(20, 200), [this, id, life] { start_trainer(id, life); });
+    daemon_beat(id, life);
+  }
+  void daemon_hello(const WorkerId& id) { to_coordinator(daemon_name(id), uint64_t(daemon_life_[id]), p::DaemonHello{"h", {kVersion, "", kProtocolVersion}, 1, {{id, "cpu"}}}); }
+  void daemon_beat(const WorkerId& id, int life) {
+    if (done_ || life != daemon_life_[id]) return;
+    to_coordinator(daemon_name(id), uint64_t(life), p::DaemonStatus{});
+    at(200, [this, id, life] { daemon_beat(id, life); });
+  }
+
+  // ---- trainers ----
+
+  Trainer* find(const WorkerId& id, uint64_t incarnation) {
+    Trainer& t = trainers_[id];
+    return t.alive && t.incarnation == incarnation ? &t : nullptr;
+  }
+  // Runs on the trainer after a while, unless it died; a hung one acts when it is not hung any more, that is never.
+  void on_trainer(const Trainer& t, Millis delay, std::function<void(Trainer&)> action) {
+    at(delay, [this, id = t.id, incarnation = t.incarnation, action] {
+      if (Trainer* trainer = find(id, incarnation); trainer && !trainer->hung) action(*trainer);
+    });
+  }
+  void start_trainer(const WorkerId& id, int daemon_life) {
+    if (done_ || daemon_life != daemon_life_[id] || trainers_[id].alive) return;
+    Trainer fresh;
+    fresh.id = id;
+    fresh.alive = true;
+    fresh.incarnation = ++incarnations_;
+    trainers_[id] = fresh;
+    hello(trainers_[id]);
+    beat(trainers_[id]);
+  }
+  void hello(Trainer& t) {
+    p::TrainerHello h{t.id, "h", {kVersion, "", kProtocolVersion}, 1, "cpu", "class", "mesh", 0, {}, t.applied};
+    if (t.world && t.running) h.generation = t.world->generation;
+    h.highest_term = t.newest.term;
+    to_coordinator(t.id, t.incarnation, h);
+  }
+  void beat(Trainer& t) {
+    if (done_) return;
+    p::TrainerStatus s;
+    if (t.world) s.generation = t.world->generation;
+    s.step = t.applied, s.phase = t.phase, s.step_seconds_p50 = 0.05;
+    to_coordinator(t.id, t.incarnation, s);
+    for (const auto& report : t.reports) to_coordinator(t.id, t.incarnation, report);  // until acknowledged
+    on_trainer(t, 200, [this](Trainer& again) { beat(again); });
+  }
+
+  void deliver(const std::string& peer, const p::Payload& payload) {
+    const size_t hash = peer.rfind('#');
+    if (hash == std::string::npos) return;  // a member that a restarted coordinator has not heard yet
+    const std::string name = peer.substr(0, hash);
+    const uint64_t incarnation = std::stoull(peer.substr(hash + 1));
+    if (name == "loader") {
+      if (incarnation != uint64_t(loader_life_)) return;
+      if (std::holds_alternative<p::LoaderWelcome>(payload)) to_coordinator("loader", incarnation, p::LoaderDataset{{1, 2}, 400, 4, "f", "", 0});
+      if (std::holds_alternative<p::Reintroduce>(payload)) to_coordinator("loader", incarnation, p::LoaderHello{"loader", "h", {kVersion, "", kProtocolVersion}, 1, "tcp://x"});
+      return;
+    }
+    if (name.starts_with("daemon:")) {
+      const WorkerId id = name.substr(7);
+      if (incarnation != uint64_t(daemon_life_[id])) return;
+      if (std::holds_alternative<p::Reintroduce>(payload)) daemon_hello(id);
+      if (const auto* fence = std::get_if<p::FenceTrainer>(&payload)) {
+        if (find(id, fence->incarnation)) kill_trainer(id, "fenced");
+        to_coordinator(name, incarnation, p::TrainerFenced{id, fence->incarnation});
+      }
+      return;
+    }
+    if (Trainer* t = find(name, incarnation); t && !t->hung) on_message(*t, payload);
+  }
+
+  void on_message(Trainer& t, const p::Payload& payload) {
+    if (std::holds_alternative<p::Reintroduce>(payload)) return hello(t);
+    if (std::holds_alternative<p::TrainerWelcome>(payload)) {
+      if (t.ready) return;
+      on_trainer(t, draw(50, 400), [this](Trainer& x) {
+        x.ready = true, x.phase = p::Phase::kReady;
+        to_coordinator(x.id, x.incarnation, p::TrainerReady{});
+      });
+    } else if (const auto* start = std::get_if<p::WorldStart>(&payload)) {
+      enter_world(t, *start);
+    } else if (const auto* stop = std::get_if<p::WorldStop>(&payload)) {
+      if (t.world && stop->generation == t.world->generation) seal(t);
+    } else if (const auto* directive = std::get_if<p::WorldDirective>(&payload)) {
+      if (t.world && t.rank == 0 && directive->generation == t.world->generation) directives_[directive->generation] = t.applied + 2;
+    } else if (const auto* ack = std::get_if<p::StepDoneAck>(&payload)) {
+      std::erase_if(t.reports, [&](const auto& r) { return r.step <= ack->step; });
+    }
+  }
+
+  void seal(Trainer& t) {
+    to_coordinator(t.id, t.incarnation, p::Sealed{t.world->generation, t.applied, t.prepared, digest_of(t.applied, t.taint), {}});
+    t.world.reset(), t.running = false, t.phase = p::Phase::kSealed;
+  }
+  void fault(Trainer& t, const std::string& reason) {
+    if (!t.world) return;
+    t.running = false;
+    to_coordinator(t.id, t.incarnation, p::WorldFault{t.world->generation, t.applied, reason, -1, false, false});
+  }
+
+  void enter_world(Trainer& t, const p::WorldStart& start) {
+    if (start.generation <= t.newest && o_.bug != Bug::kForgetGeneration) return;
+    t.newest = start.generation;
+    t.world = start;
+    t.running = false, t.finished = false;
+    t.phase = p::Phase::kConnecting;
+    for (const auto& m : start.members)
+      if (m.worker_id == t.id) t.rank = m.rank;
+    const Generation g = start.generation;
+    on_trainer(t, draw(10, 80), [this, g](Trainer& x) {
+      if (x.world && x.world->generation == g) bring_state(x);
+    });
+  }
+  void bring_state(Trainer& t) {
+    const p::WorldStart& start = *t.world;
+    for (const auto& m : start.members)
+      if (!find(m.worker_id, m.incarnation) || trainers_[m.worker_id].hung) {  // the mesh cannot connect
+        if (!find(m.worker_id, m.incarnation)) return fault(t, m.worker_id + " is not reachable");
+      }
+    if (start.source == p::StateSource::kPeer) {
+      if (t.applied + 1 == start.start_step && t.prepared && o_.bug != Bug::kIgnorePrepared) ++t.applied;
+      else if (t.applied != start.start_step) {
+        const Trainer& source = trainers_[start.members[size_t(start.source_rank)].worker_id];
+        const bool has = source.applied == start.start_step || (source.applied + 1 == start.start_step && source.prepared);
+        t.taint = has ? source.taint : 1;
+        t.applied = start.start_step;
+      }
+    } else {
+      if (start.source == p::StateSource::kCheckpoint && !stored_checkpoints_.contains(start.start_step)) return fault(t, "the checkpoint is gone");
+      t.applied = start.start_step, t.taint = 0;
+    }
+    t.prepared = false;
+    t.votes.clear(), t.evaluated.clear();
+    t.running = true;
+    to_coordinator(t.id, t.incarnation, p::WorldStarted{start.generation, t.applied, digest_of(t.applied, t.taint)});
+    begin_step(t);
+  }
+
+  template <typename F>
+  void peers(const Trainer& t, F&& action) {
+    const Generation g = t.world->generation;
+    const Step step = t.applied;
+    for (const auto& m : t.world->members)
+      at(link_delay(t.id + ">" + m.worker_id), [this, m, g, step, from = t.id, action] {
+        Trainer* peer = find(m.worker_id, m.incarnation);
+        if (peer && !peer->hung && peer->world && peer->world->generation == g) action(*peer, from, step);
+      });
+  }
+  Step stop_of(const Trainer& t) {
+    const auto it = directives_.find(t.world->generation);
+    return it == directives_.end() ? t.world->stop_after : std::min(t.world->stop_after, it->second);
+  }
+  void begin_step(Trainer& t) {
+    if (!t.world || !t.running) return;
+    if (t.applied >= stop_of(t)) {
+      t.finished = true, t.phase = p::Phase::kFinished;
+      checkpoint(t);
+      return seal(t);
+    }
+    t.prepared = false;
+    t.phase = p::Phase::kEvaluate;
+    const Generation g = t.world->generation;
+    const Step step = t.applied;
+    on_trainer(t, draw(10, 60), [this, g, step](Trainer& x) {
+      if (!x.world || x.world->generation != g || x.applied != step || !x.running) return;
+      peers(x, [this](Trainer& peer, const WorkerId& from, Step s) { on_share(peer, from, s); });
+    });
+  }
+  // The exchange: the gradient is whole here once every member's share is.
+  std::map<std::pair<WorkerId, Step>, std::set<WorkerId>> early_;
+  void on_share(Trainer& t, const WorkerId& from, Step step) {
+    if (step != t.applied) {
+      if (step == t.applied + 1) early_[{t.id + to_string(t.world->generation), step}].insert(from);
+      return;
+    }
+    t.evaluated.insert(from);
+    if (t.evaluated.size() < t.world->members.size() || !t.running || t.prepared) return;
+    t.prepared = true;
+    t.phase = p::Phase::kVote;
+    peers(t, [this](Trainer& peer, const WorkerId& who, Step s) { on_vote(peer, who, s); });
+    if (o_.bug == Bug::kApplyBeforeAllVotes && chance(0.3)) apply(t);
+  }
+  void on_vote(Trainer& t, const WorkerId& from, Step step) {
+    if (step != t.applied) {
+      if (step == t.applied + 1) early_votes_[{t.id + to_string(t.world->generation), step}].insert(from);
+      return;
+    }
+    t.votes.insert(from);
+    if (t.votes.size() == t.world->members.size() && t.prepared && t.running) apply(t);
+  }
+  std::map<std::pair<WorkerId, Step>, std::set<WorkerId>> early_votes_;
+  void apply(Trainer& t) {
+    p::StepDone done;
+    done.generation = t.world->generation, done.lineage = "sim", done.step = t.applied;
+    done.state_digest = digest_of(t.applied, t.taint);
+    done.batch_digest = {mix64(uint64_t(t.applied) + 1000), 1};
+    t.reports.push_back(done);
+    if (t.rank == 0) to_coordinator(t.id, t.incarnation, done);
+    ++t.applied;
+    t.prepared = false;
+    const auto key = std::pair{t.id + to_string(t.world->generation), t.applied};
+    t.votes = early_votes_[key], t.evaluated = early_[key];
+    if (t.applied % config_.operation.checkpoint.every_steps == 0) checkpoint(t);
+    begin_step(t);
+    if (t.world && t.running && t.evaluated.size() == t.world->members.size()) on_share(t, t.id, t.applied);
+  }
+  void checkpoint(Trainer& t) {
+    p::CheckpointFile file;
+    file.generation = t.world->generation, file.step = t.applied, file.attempt = to_string(t.world->generation) + "-" + std::to_string(t.applied);
+    file.rank = t.rank, file.world_size = int32_t(t.world->members.size());
+    on_trainer(t, draw(5, 60), [this, file](Trainer& x) { to_coordinator(x.id, x.incarnation, file); });
+  }
+
+  // ---- faults ----
+
+  void kill_trainer(const WorkerId& id, const std::string& why) {
+    Trainer& t = trainers_[id];
+    if (!t.alive) return;
+    say("trainer " + id + " dies: " + why);
+    const std::optional<p::WorldStart> world = t.world;
+    const uint64_t incarnation = t.incarnation;
+    t.alive = false;
+    const int life = daemon_life_[id];
+    to_coordinator(daemon_name(id), uint64_t(life), p::TrainerExited{id, incarnation, -1, 9, why, true});
+    if (world)  // its connections break
+      for (const auto& m : world->members)
+        at(draw(1, 30), [this, m, g = world->generation, id] {
+          Trainer* peer = find(m.worker_id, m.incarnation);
+          if (peer && !peer->hung && peer->world && peer->world->generation == g && peer->running) fault(*peer, id + " is gone");
+        });
+    at(draw(100, 600), [this, id, life] { start_trainer(id, life); });
+  }
+  void schedule_fault() {
+    const Millis wait = Millis(1000.0 / std::max(0.01, o_.faults_per_second)) * draw(20, 200) / 100;
+    at(wait, [this] {
+      if (now_ >= o_.heal_at_ms || done_) return;
+      ++out_.faults;
+      auto it = trainers_.begin();
+      std::advance(it, draw(0, int64_t(trainers_.size()) - 1));
+      const WorkerId id = it->first;
+      switch (draw(0, 9)) {
+        case 0: case 1: case 2: case 3: kill_trainer(id, "crash"); break;
+        case 4: case 5: say("trainer " + id + " hangs"); trainers_[id].hung = true; break;
+        case 6: case 7:
+          say("coordinator dies");
+          coordinator_up_ = false;
+          ++coordinator_life_;
+          at(draw(100, 4000), [this] { start_coordinator(); });
+          break;
+        case 8: {
+          say("daemon of " + id + " dies");
+          ++daemon_life_[id];
+          kill_silently(id);
+          at(draw(300, 2000), [this, id] { start_daemon(id); });
+          break;
+        }
+        default:
+          say("loader dies");
+          ++loader_life_;
+          at(draw(100, 2000), [this] { loader_hello(); });
+      }
+      schedule_fault();
+    });
+  }
+  void kill_silently(const WorkerId& id) {
+    Trainer& t = trainers_[id];
+    if (!t.alive) return;
+    const std::optional<p::WorldStart> world = t.world;
+    t.alive = false;
+    if (world)
+      for (const auto& m : world->members)
+        at(draw(1, 30), [this, m, g = world->generation, id] {
+          Trainer* peer = find(m.worker_id, m.incarnation);
+          if (peer && !peer->hung && peer->world && peer->world->generation == g && peer->running) fault(*peer, id + " is gone");
+        });
+  }
+
+  const Options o_;
+  std::mt19937_64 random_;
+  MachineConfig config_;
+  State state_;
+  Outcome out_;
+  std::priority_queue<Later> queue_;
+  uint64_t order_ = 0, incarnations_ = 0, term_ = 0;
+  Millis now_ = 0;
+  bool done_ = false, coordinator_up_ = false;
+  int exit_code_ = -1, coordinator_life_ = 0, loader_life_ = 0;
+  std::map<WorkerId, Trainer> trainers_;
+  std::map<WorkerId, int> daemon_life_;
+  std::map<std::string, Millis> link_last_;
+  std::map<Generation, std::string> granted_;
+  std::map<Generation, Step> directives_;
+  // What the store holds.
+  std::map<Step, StepRecord> stored_ledger_;
+  std::map<Step, CheckpointEntry> stored_checkpoints_;
+  std::optional<Dataset> stored_dataset_;
+  std::string stored_world_;
+};
+
+}  // namespace
+
+Outcome simulate(const Options& options) { return Cluster(options).run(); }
+
+}  // namespace tessera::sim
