@@ -118,10 +118,22 @@ class Caster {
 // Square root for gamma: within a few per cent of 2.2, and exact everywhere.
 uint8_t to_byte(double linear) { return uint8_t(std::sqrt(clamp01(linear)) * 255 + 0.5); }
 
-bool differ(const Sample& a, const Sample& b) {
-  if (a.surface != b.surface || a.lit != b.lit) return true;
+enum class Step { kNone, kContrast, kOutline };
+Step step_between(const Sample& a, const Sample& b) {
+  if (a.surface != b.surface || a.lit != b.lit) return Step::kOutline;
   const Vec d = a.colour - b.colour;
-  return std::abs(d.x) + std::abs(d.y) + std::abs(d.z) > 0.3;
+  return std::abs(d.x) + std::abs(d.y) + std::abs(d.z) > 0.3 ? Step::kContrast : Step::kNone;
+}
+
+// The strongest step to a pixel's four neighbours.
+Step step_around(const std::vector<Sample>& centre, int size, int x, int y) {
+  const size_t here = size_t(y) * size_t(size) + size_t(x);
+  Step out = Step::kNone;
+  if (x > 0) out = std::max(out, step_between(centre[here], centre[here - 1]));
+  if (x + 1 < size) out = std::max(out, step_between(centre[here], centre[here + 1]));
+  if (y > 0) out = std::max(out, step_between(centre[here], centre[here - size_t(size)]));
+  if (y + 1 < size) out = std::max(out, step_between(centre[here], centre[here + size_t(size)]));
+  return out;
 }
 
 }  // namespace
@@ -135,14 +147,12 @@ void render(const Scene& scene, int size, uint8_t* rgb) {
   for (int y = 0; y < size; ++y) {
     for (int x = 0; x < size; ++x) {
       const size_t here = size_t(y) * size_t(size) + size_t(x);
-      const bool edge = (x > 0 && differ(centre[here], centre[here - 1])) || (x + 1 < size && differ(centre[here], centre[here + 1])) ||
-                        (y > 0 && differ(centre[here], centre[here - size_t(size)])) || (y + 1 < size && differ(centre[here], centre[here + size_t(size)]));
+      const Step step = step_around(centre, size, x, y);
+      const int more = step == Step::kOutline ? 3 : step == Step::kContrast ? 1 : 0;
+      constexpr double kAround[3][2] = {{0.2, 0.3}, {0.75, 0.2}, {0.55, 0.85}};
       Vec colour = centre[here].colour;
-      if (edge) {
-        constexpr double kAround[3][2] = {{0.13, 0.35}, {0.68, 0.12}, {0.62, 0.85}};
-        for (const auto& [dx, dy] : kAround) colour = colour + at(x + dx, y + dy).colour;
-        colour = colour * 0.25;
-      }
+      for (int i = 0; i < more; ++i) colour = colour + at(x + kAround[i][0], y + kAround[i][1]).colour;
+      colour = colour * (1.0 / (more + 1));
       rgb[here * 3] = to_byte(colour.x), rgb[here * 3 + 1] = to_byte(colour.y), rgb[here * 3 + 2] = to_byte(colour.z);
     }
   }

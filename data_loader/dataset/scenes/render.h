@@ -7,8 +7,8 @@
 
 namespace tessera::data::scenes {
 
-// Writes size x size x 3 bytes, rows from the top. One ray a pixel, four more where an outline, a shadow's edge or strong
-// contrast crosses it.
+// Writes size x size x 3 bytes, rows from the top. One ray a pixel, three more where an outline or the edge of a shadow crosses
+// it, one more at strong contrast.
 void render(const Scene& scene, int size, uint8_t* rgb);
 
 }  // namespace tessera::data::scenes

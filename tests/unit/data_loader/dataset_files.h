@@ -18,7 +18,10 @@ namespace tessera::data {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tessera-test-XXXXXX").string();
+    // Memory, where there is: fsync on a busy disk would take most of the time.
+    std::error_code error;
+    const bool memory = std::filesystem::is_directory("/dev/shm", error);
+    std::string pattern = (memory ? "/dev/shm" : std::filesystem::temp_directory_path().string()) + "/tessera-test-XXXXXX";
     path_ = ::mkdtemp(pattern.data());
   }
   ~TemporaryFolder() {
@@ -61,7 +64,5 @@ inline std::string tar_of(const std::vector<std::pair<std::string, std::string>>
   finish_tar(&out);
   return out;
 }
-
-inline std::string error_text(const Error& error) { return error.message; }
 
 }  // namespace tessera::data

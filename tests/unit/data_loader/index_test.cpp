@@ -2,6 +2,7 @@
 #include "data_loader/dataset/index.h"
 
 #include <cmath>
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include "data_loader/dataset/dataset.h"

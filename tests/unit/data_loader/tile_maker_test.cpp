@@ -11,7 +11,7 @@ namespace {
 FunctionConfig small_function() {
   FunctionConfig out;
   out.model.name = "vit_tiny", out.model.patch_size = 8, out.model.image_size = 32;
-  out.masks.min_keep = 1;
+  out.masks.min_keep = 0;
   out.batch.tile_size = 4, out.batch.tiles = 2;
   out.seed = 7;
   return out;
@@ -69,8 +69,11 @@ TEST_F(TileMakerTest, AnEpochCoversEachSampleOnce) {
   for (int64_t epoch = 0; epoch < 3; ++epoch) {
     std::set<SampleId> seen;
     for (Step step = epoch * 3; step < epoch * 3 + 3; ++step)
-      for (TileIndex tile = 0; tile < 2; ++tile)
-        for (const SampleId id : maker.make(step, tile)->header.sample_ids) EXPECT_TRUE(seen.insert(id).second);
+      for (TileIndex tile = 0; tile < 2; ++tile) {
+        const auto made = maker.make(step, tile);
+        ASSERT_TRUE(made) << made.error().message;
+        for (const SampleId id : made->header.sample_ids) EXPECT_TRUE(seen.insert(id).second);
+      }
     EXPECT_EQ(seen.size(), 24u);
   }
 }
@@ -91,7 +94,8 @@ TEST_F(TileMakerTest, TilesOfAGroupShareItsMasks) {
   function.batch.tiles_per_mask_group = 2;
   TileMaker maker = this->maker(function);
   const auto first = maker.make(3, 0), second = maker.make(3, 1);
-  ASSERT_TRUE(first && second);
+  ASSERT_TRUE(first) << first.error().message;
+  ASSERT_TRUE(second);
   EXPECT_EQ(first->header.context_length, second->header.context_length);
   EXPECT_EQ(first->header.target_length, second->header.target_length);
   const auto group = draw_group_masks(function, 3, 0);
