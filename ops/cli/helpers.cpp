@@ -82,7 +82,7 @@ Result<Json> run_helper(const std::string& name, const std::vector<std::string>&
     }
   }
   const Json document = last_object(output.path);
-  if (exit.exit_code == 0 && document.is_object()) return document;
+  if (exit.exit_code == 0) return document.is_object() ? document : Json::object();
   const std::string sentence = document.is_object() ? document.value("error", "") : "";
   const int code = exit.exit_code > 0 ? exit.exit_code : exit_codes::kBug;
   if (!sentence.empty()) return fail(ErrorCode::kInternal, sentence, code);

@@ -16,7 +16,7 @@ Result<std::string> helper_path(const std::string& name);
 // Replaces this process. Returns only with an error.
 Error exec_helper(const std::string& name, const std::vector<std::string>& arguments);
 
-// Runs a helper, waits, and returns the last JSON object that it printed. A signal ends the helper and gives exit code 75.
+// Runs a helper, waits, and returns the last JSON object that it printed (an empty one when it printed none). A signal ends the helper and gives exit code 75.
 // Errors: the helper's own sentence and exit code; kInternal when it ended without either.
 Result<Json> run_helper(const std::string& name, const std::vector<std::string>& arguments, SignalWatch& signals);
 

@@ -30,6 +30,7 @@ Result<DataFacts> index_data(const Config& config, const std::string& manifest_f
   if (config.operation.data_path.empty())
     return fail(ErrorCode::kFixConfig, "[config] operation.data_path is empty; set it to a folder of images, a folder of tar shards, or scenes:10000 (--set operation.data_path=...)");
   TESSERA_ASSIGN(const Json index, run_helper("tessera-data", {"index", config.operation.data_path, "--json", "--manifests", manifest_folder}, signals));
+  if (!index.contains("samples")) return fail(ErrorCode::kInternal, "tessera-data index said nothing of " + config.operation.data_path + "; is it of the same build as tessera?");
   DataFacts out{index.value("samples", int64_t{0}), index.value("shards", int64_t{0}), index.value("manifest_digest", "")};
   TESSERA_TRY(check_bad_samples(config, index));
   const std::string& wanted = config.function.data.manifest_digest;

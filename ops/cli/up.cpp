@@ -167,7 +167,7 @@ Json evaluate_at_end(const Plan& plan, SignalWatch& signals) {
     return nullptr;
   }
   say(evaluation_table(*result));
-  if (auto picture = run_helper("tessera-model", {"visualize", "masks", plan.start.run_dir, "--data", data, "--json"}, signals); !picture)
+  if (auto picture = run_helper("tessera-model", {"visualize", "masks", plan.start.run_dir, "--data", data}, signals); !picture)
     say("no picture of the masks: " + picture.error().message);
   return *result;
 }
