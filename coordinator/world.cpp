@@ -60,8 +60,11 @@ bool can_join(const Worker& worker) { return worker.ready && worker.state != Wor
 void start_world(Context& c, const std::vector<WorkerId>& members) {
   State& s = c.state;
   std::map<WorkerId, proto::Sealed> survivors;
-  for (const auto& [id, sealed] : s.world.sealed)
-    if (std::find(members.begin(), members.end(), id) != members.end() && !s.world.lost.contains(id)) survivors[id] = sealed;
+  for (const auto& old : s.world.members) {  // the same process that sealed: a new one of that name holds nothing
+    const auto sealed = s.world.sealed.find(old.worker_id);
+    const bool here = std::find(members.begin(), members.end(), old.worker_id) != members.end() && s.workers[old.worker_id].incarnation == old.incarnation;
+    if (here && sealed != s.world.sealed.end() && !s.world.lost.contains(old.worker_id)) survivors[old.worker_id] = sealed->second;
+  }
   const Decision d = decide(s, survivors);
   World next;
   next.phase = WorldPhase::kStarting;

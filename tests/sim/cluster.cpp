@@ -330,7 +330,8 @@ class Cluster {
       t.applied = start.start_step, t.taint = 0;
     }
     t.prepared = false;
-    t.votes.clear(), t.evaluated.clear();
+    const auto key = std::pair{t.id + to_string(start.generation), t.applied};
+    t.votes = early_votes_[key], t.evaluated = early_[key];
     t.running = true;
     to_coordinator(t.id, t.incarnation, p::WorldStarted{start.generation, t.applied, digest_of(t.applied, t.taint)});
     begin_step(t);
@@ -369,8 +370,8 @@ class Cluster {
   // The exchange: the gradient is whole here once every member's share is.
   std::map<std::pair<WorkerId, Step>, std::set<WorkerId>> early_;
   void on_share(Trainer& t, const WorkerId& from, Step step) {
-    if (step != t.applied) {
-      if (step == t.applied + 1) early_[{t.id + to_string(t.world->generation), step}].insert(from);
+    if (step != t.applied || !t.running) {  // not there yet: the mesh holds it
+      early_[{t.id + to_string(t.world->generation), step}].insert(from);
       return;
     }
     t.evaluated.insert(from);
@@ -381,8 +382,8 @@ class Cluster {
     if (o_.bug == Bug::kApplyBeforeAllVotes && chance(0.3)) apply(t);
   }
   void on_vote(Trainer& t, const WorkerId& from, Step step) {
-    if (step != t.applied) {
-      if (step == t.applied + 1) early_votes_[{t.id + to_string(t.world->generation), step}].insert(from);
+    if (step != t.applied || !t.running) {
+      early_votes_[{t.id + to_string(t.world->generation), step}].insert(from);
       return;
     }
     t.votes.insert(from);
