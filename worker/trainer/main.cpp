@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
     log_error("{}", link.error().message);
     return exit_code_of(link.error());
   }
-  trainer::Trainer trainer({worker_id, device, options.hello.numerics_class, threads, {}}, **link, **listener, abort);
+  trainer::Trainer trainer({worker_id, device, options.hello.numerics_class, threads, {}, {}}, **link, **listener, abort);
   const int code = trainer.run();
   return code;
 }

@@ -34,8 +34,10 @@ Status Trainer::step() {
   facts_.gradient = model::gradient_digest(state_->layout, gradient_);
   facts_.summary = optimizer::summarize(*state_, gradient_, float(1.0 / double(function_.batch.tiles)));
   split_.compute += lap();
+  if (options_.at_point) options_.at_point(Point::kBeforeVote, facts_.step);
   TESSERA_ASSIGN(const Agreement agreement, vote());
   split_.communication += lap();
+  if (options_.at_point) options_.at_point(Point::kAfterVote, facts_.step);
   phase(proto::Phase::kApply);
   apply(EmaBy::kAgreement);
   split_.compute += lap();

@@ -56,6 +56,7 @@ int Trainer::leave(const proto::Shutdown& shutdown) {
 
 Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
   if (engine_) {  // a restarted coordinator welcomes us again
+    if (!world_ && sealed_) link_.send(*sealed_);  // the answer may have gone down with the one before
     if (!world_) link_.send(proto::TrainerReady{});
     return {};
   }
@@ -65,6 +66,7 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
   if (operation_.compute_threads != options_.threads)
     return fail(ErrorCode::kFixConfig, "[trainer] started with --threads " + std::to_string(options_.threads) + ", but operation.compute_threads is " + std::to_string(operation_.compute_threads) +
                                            ": the count is part of the numerics class; start the trainer with --threads " + std::to_string(operation_.compute_threads));
+  at::set_num_threads(options_.threads);
   TESSERA_ASSIGN(engine_, model::Engine::make(function_, options_.device));
   schedule_.emplace(function_, RunLength{welcome.steps_per_epoch, welcome.total_steps, welcome.warmup_steps});
   fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id);
@@ -104,9 +106,10 @@ Status Trainer::run_world(const proto::WorldStart& start) {
   if (world_->final_checkpoint && state_->step > 0) snapshot();
   writer_->wait_idle();
   phase(proto::Phase::kFinished);
-  link_.send(proto::Sealed{start.generation, state_->step, false, state_->digest(), {}});
+  sealed_ = {start.generation, state_->step, false, state_->digest(), {}};
   world_.reset();
   link_.set_position({}, state_->step);
+  link_.send(*sealed_);
   return {};
 }
 
@@ -123,6 +126,7 @@ void Trainer::seal(const proto::WorldStop& stop) {
   link_.set_position({}, sealed.applied);
   link_.report(stop.generation, -1, sealed.applied, proto::Phase::kSealed);
   link_.send_kept();  // rank 0 may be gone with its reports unsent
+  sealed_ = sealed;
   link_.send(sealed);
 }
 

@@ -24,6 +24,12 @@
 
 namespace tessera::trainer {
 
+// Places of a step where a test may hold or end the training thread.
+enum class Point {
+  kBeforeVote,  // the gradient is whole here; no vote has left
+  kAfterVote,   // all votes are here and equal; nothing is applied
+};
+
 struct TrainerOptions {
   WorkerId worker_id;
   std::string device;
@@ -31,6 +37,7 @@ struct TrainerOptions {
   int threads = 1;  // that numerics_class names
   // Tests put a faulty collective in between; empty otherwise.
   std::function<std::unique_ptr<collective::Collective>(std::unique_ptr<collective::Collective>, const proto::WorldStart&, Rank)> wrap_collective;
+  std::function<void(Point, Step)> at_point;
 };
 
 class Trainer {
@@ -117,6 +124,7 @@ class Trainer {
   std::vector<float> bounce_;    // EMA target slices
   std::optional<World> world_;
   bool prepared_ = false;
+  std::optional<proto::Sealed> sealed_;  // the last answer, for a coordinator that comes back
   Cause cause_;
   proto::TimeSplit split_;
   double lap_at_ = 0;

@@ -1,0 +1,394 @@
+// Whole trainers in one process, with their sockets and threads, against a coordinator and a loader that the test rules.
+// The claim behind every story: the same ledger and the same state, whatever happened on the way.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <filesystem>
+#include <fstream>
+
+#include "common/clock.h"
+#include "tests/integration/worker/fakes.h"
+
+namespace tessera::trainer::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::vector<WorkerId> workers(int count, int first = 0) {
+  std::vector<WorkerId> out;
+  for (int i = 0; i < count; ++i) out.push_back("node/" + std::to_string(first + i));
+  return out;
+}
+
+// Holds the training thread of one rank at a place until released.
+class Gate {
+ public:
+  void hold() {
+    std::unique_lock lock(mutex_);
+    held_ = true;
+    changed_.notify_all();
+    changed_.wait_for(lock, std::chrono::seconds(30), [&] { return open_; });
+  }
+  bool held() {
+    std::lock_guard lock(mutex_);
+    return held_;
+  }
+  void open() {
+    std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false, open_ = false;
+};
+
+struct Story {
+  explicit Story(const std::string& operation = "", const std::string& function_text = "")
+      : function(tiny_function(function_text)), loader(function), coordinator(make_coordinator(operation)) {
+    coordinator->loaders = {loader.share()};
+  }
+  ~Story() {
+    coordinator->shut_down();
+    trainers.clear();
+    std::filesystem::remove_all(root);
+  }
+  std::unique_ptr<FakeCoordinator> make_coordinator(const std::string& operation_text) {
+    char name[] = "/tmp/tessera-trainer-XXXXXX";
+    root = mkdtemp(name);
+    operation = tiny_operation(operation_text);
+    return std::make_unique<FakeCoordinator>(function, operation, root);
+  }
+  void launch(const std::vector<WorkerId>& ids, const std::function<TrainerOptions(size_t)>& options = {}) {
+    for (size_t i = 0; i < ids.size(); ++i) trainers.push_back(std::make_unique<TestTrainer>(ids[i], coordinator->port(), options ? options(i) : TrainerOptions{}));
+    ASSERT_TRUE(coordinator->await_ready(trainers.size()));
+  }
+  // The last state's digest, when all of the generation stopped at the same boundary with the same state.
+  StateDigest final_digest(const Generation& generation, size_t count) {
+    EXPECT_TRUE(coordinator->pump([&] { return coordinator->all_sealed(generation, count); })) << "not all sealed";
+    const auto& sealed = coordinator->sealed[generation];
+    for (const auto& [id, s] : sealed) {
+      EXPECT_EQ(s.applied, function.steps);
+      EXPECT_EQ(s.state_digest, sealed.begin()->second.state_digest) << id;
+    }
+    return sealed.empty() ? StateDigest{} : sealed.begin()->second.state_digest;
+  }
+
+  FunctionConfig function;
+  OperationConfig operation;
+  std::string root;
+  FakeLoader loader;
+  std::unique_ptr<FakeCoordinator> coordinator;
+  std::vector<std::unique_ptr<TestTrainer>> trainers;
+};
+
+struct Outcome {
+  StateDigest state;
+  std::map<Step, proto::StepDone> ledger;
+};
+
+Outcome outcome_of(Story& run, const Generation& last, size_t count) {
+  Outcome out;
+  out.state = run.final_digest(last, count);
+  EXPECT_TRUE(run.coordinator->pump([&] { return run.coordinator->ledger.size() >= size_t(run.function.steps); })) << "the ledger has a gap";
+  for (const auto& [step, reports] : run.coordinator->ledger) {
+    out.ledger[step] = reports.front();
+    for (const auto& report : reports) {
+      EXPECT_EQ(report.state_digest, reports.front().state_digest) << "step " << step << " has two states";
+      EXPECT_EQ(report.batch_digest, reports.front().batch_digest) << "step " << step << " has two batches";
+      EXPECT_EQ(report.loss, reports.front().loss) << "step " << step << " has two losses";
+    }
+  }
+  return out;
+}
+
+Outcome train_undisturbed(int world, const std::string& operation = "") {
+  Story run(operation);
+  run.launch(workers(world));
+  const auto start = run.coordinator->start_world(workers(world));
+  return outcome_of(run, start.generation, size_t(world));
+}
+
+const Outcome& reference() {
+  static const Outcome outcome = train_undisturbed(1);
+  return outcome;
+}
+
+void expect_reference(const Outcome& outcome) {
+  const Outcome& want = reference();
+  EXPECT_EQ(to_hex(outcome.state), to_hex(want.state));
+  ASSERT_EQ(outcome.ledger.size(), want.ledger.size());
+  for (const auto& [step, done] : want.ledger) {
+    const auto& got = outcome.ledger.at(step);
+    EXPECT_EQ(to_hex(got.state_digest), to_hex(done.state_digest)) << "step " << step;
+    EXPECT_EQ(to_hex(got.gradient_digest), to_hex(done.gradient_digest)) << "step " << step;
+    EXPECT_EQ(to_hex(got.batch_digest), to_hex(done.batch_digest)) << "step " << step;
+    EXPECT_EQ(got.loss, done.loss) << "step " << step;
+    EXPECT_EQ(got.gradient_norm, done.gradient_norm) << "step " << step;
+    EXPECT_EQ(got.context_length, done.context_length) << "step " << step;
+    EXPECT_EQ(got.grey_samples, done.grey_samples) << "step " << step;
+  }
+}
+
+TEST(TrainerLoop, TheReferenceLearnsAndReports) {
+  const Outcome& out = reference();
+  ASSERT_EQ(out.ledger.size(), 6u);
+  for (const auto& [step, done] : out.ledger) {
+    EXPECT_GT(done.loss, 0);
+    EXPECT_GT(done.gradient_norm, 0);
+    EXPECT_EQ(done.images, 12);
+    EXPECT_FALSE(done.skipped);
+    EXPECT_EQ(done.grey_samples.size(), step == 2 ? 3u : 0u);
+    if (step > 0) { EXPECT_FALSE(done.state_digest == out.ledger.at(step - 1).state_digest); }
+  }
+  EXPECT_GT(out.ledger.at(0).effective_rank, 1.0);
+  EXPECT_EQ(out.ledger.at(1).effective_rank, 0.0);
+}
+
+TEST(TrainerLoop, TheSameBitsForAnyNumberOfRanksSparesToo) {
+  for (const int world : {2, 3, 4, 7}) {
+    SCOPED_TRACE(std::to_string(world) + " ranks");
+    expect_reference(train_undisturbed(world));
+  }
+}
+
+TEST(TrainerLoop, LocalAndBroadcastTargetsAgree) { expect_reference(train_undisturbed(3, "  ema_distribution: local\n")); }
+
+TEST(TrainerLoop, ASnapshotOfThreeResumesWithTwo) {
+  std::string checkpoint;
+  Story first("  checkpoint: {every_steps: 2}\n");
+  first.launch(workers(3));
+  proto::WorldStart start;
+  start.stop_after = 4;
+  start = first.coordinator->start_world(workers(3), start);
+  ASSERT_TRUE(first.coordinator->pump([&] { return first.coordinator->all_sealed(start.generation, 3) && first.coordinator->checkpoints.contains(4); }));
+  EXPECT_TRUE(first.coordinator->checkpoints.contains(2));
+  EXPECT_EQ(first.coordinator->attempts.size(), 2u) << "the boundary at the end is written once";
+
+  Story second;
+  second.launch(workers(2));
+  proto::WorldStart resume;
+  resume.source = proto::StateSource::kCheckpoint;
+  resume.start_step = 4;
+  resume.checkpoint_path = first.coordinator->checkpoints[4];
+  resume = second.coordinator->start_world(workers(2), resume);
+  second.coordinator->ledger = first.coordinator->ledger;
+  expect_reference(outcome_of(second, resume.generation, 2));
+}
+
+TEST(TrainerLoop, ABadCheckpointIsReportedAndNotTrainedOn) {
+  Story run;
+  run.launch(workers(2));
+  std::filesystem::create_directories(run.root + "/step-4");
+  std::ofstream(run.root + "/step-4/manifest.json") << "{";
+  proto::WorldStart start;
+  start.source = proto::StateSource::kCheckpoint, start.start_step = 4, start.checkpoint_path = run.root + "/step-4";
+  start = run.coordinator->start_world(workers(2), start);
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->faults.size() == 2; }));
+  for (const auto& [id, fault] : run.coordinator->faults) EXPECT_TRUE(fault.bad_checkpoint) << fault.reason;
+  run.coordinator->stop_world(start.generation, workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(start.generation, 2); }));
+  for (const auto& [id, sealed] : run.coordinator->sealed[start.generation]) EXPECT_EQ(sealed.applied, -1);
+  const auto again = run.coordinator->start_world(workers(2));
+  expect_reference(outcome_of(run, again.generation, 2));
+}
+
+// Stopped in the middle, one member gone, a joiner instead: it gets the state over the mesh.
+TEST(TrainerLoop, AJoinerReceivesTheStateFromASurvivor) {
+  Story run;
+  run.launch(workers(3));
+  const auto first = run.coordinator->start_world(workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->ledger.size() >= 3; }));
+  run.coordinator->stop_world(first.generation, workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(first.generation, 2); }));
+  const auto& sealed = run.coordinator->sealed[first.generation].at("node/1");
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer;
+  next.start_step = sealed.applied, next.source_rank = 0, next.expected_digest = sealed.state_digest;
+  next = run.coordinator->start_world({"node/1", "node/2"}, next);
+  expect_reference(outcome_of(run, next.generation, 2));
+}
+
+// Rank 0 is held before its vote, rank 1 has voted: rank 1 must keep the step, and finish it and the ledger alone.
+TEST(TrainerLoop, AVotedStepRollsForwardWithoutRankZero) {
+  Gate gate;
+  Story run;
+  run.launch(workers(2), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 0)
+      options.at_point = [&](Point point, Step step) {
+        if (point == Point::kBeforeVote && step == 3) gate.hold();
+      };
+    return options;
+  });
+  const auto first = run.coordinator->start_world(workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return gate.held() && run.coordinator->statuses["node/1"].phase == proto::Phase::kVote && run.coordinator->statuses["node/1"].step == 3; }));
+  run.coordinator->stop_world(first.generation, {"node/1"});
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(first.generation, 1); }));
+  const proto::Sealed sealed = run.coordinator->sealed[first.generation].at("node/1");
+  EXPECT_EQ(sealed.applied, 3);
+  EXPECT_TRUE(sealed.prepared);
+  EXPECT_EQ(sealed.gradient_digest, reference().ledger.at(3).gradient_digest);
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = 4, next.source_rank = 0;
+  next = run.coordinator->start_world({"node/1"}, next);
+  const Outcome outcome = outcome_of(run, next.generation, 1);
+  gate.open();
+  expect_reference(outcome);
+}
+
+// The same, but nobody can have applied the step: the coordinator drops it and it is evaluated again.
+TEST(TrainerLoop, ADroppedStepIsEvaluatedAgainToTheSameBits) {
+  Story run;
+  run.launch(workers(2));
+  const auto first = run.coordinator->start_world(workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->ledger.size() >= 2; }));
+  run.coordinator->stop_world(first.generation, workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(first.generation, 2); }));
+  Step applied = 0;
+  for (const auto& [id, sealed] : run.coordinator->sealed[first.generation]) applied = std::max(applied, sealed.applied);
+  Rank source = 0;
+  for (const auto& [id, sealed] : run.coordinator->sealed[first.generation])
+    if (sealed.applied == applied) source = id == "node/0" ? 0 : 1;
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = applied, next.source_rank = source;
+  next = run.coordinator->start_world(workers(2), next);
+  expect_reference(outcome_of(run, next.generation, 2));
+}
+
+TEST(TrainerLoop, UnequalGradientsStopTheWorldBeforeTheStepIsApplied) {
+  Story run;
+  const size_t buckets = model::Layout::make(run.function).buckets.size();
+  run.launch(workers(3), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 2)
+      options.wrap_collective = [&](auto inner, const proto::WorldStart& start, Rank) {
+        return start.generation.number == 1 ? collective::make_faulty(std::move(inner), collective::Misbehaviour::kFlipBit, int64_t(2 * buckets + 1)) : std::move(inner);
+      };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->faults.size() == 3; }));
+  for (const auto& [id, fault] : run.coordinator->faults) {
+    EXPECT_TRUE(fault.digests_differ);
+    EXPECT_EQ(fault.step, 2);
+    EXPECT_EQ(fault.suspect, 2);
+    EXPECT_THAT(fault.reason, HasSubstr("gradient of step 2"));
+  }
+  run.coordinator->stop_world(start.generation, workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(start.generation, 3); }));
+  for (const auto& [id, sealed] : run.coordinator->sealed[start.generation]) {
+    EXPECT_EQ(sealed.applied, 2);
+    EXPECT_FALSE(sealed.prepared);
+    EXPECT_EQ(sealed.state_digest, reference().ledger.at(2).state_digest);
+  }
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = 2, next.source_rank = 0;
+  next = run.coordinator->start_world(workers(2), next);
+  expect_reference(outcome_of(run, next.generation, 2));
+}
+
+TEST(TrainerLoop, AnInfiniteGradientSkipsTheStepOnEveryRank) {
+  Story run;
+  run.launch(workers(2), [&](size_t) {
+    TrainerOptions options;
+    options.wrap_collective = [&](auto inner, const proto::WorldStart&, Rank) {
+      return collective::make_faulty(std::move(inner), collective::Misbehaviour::kInfinite, int64_t(model::Layout::make(run.function).buckets.size()));
+    };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(2));
+  const Outcome out = outcome_of(run, start.generation, 2);
+  ASSERT_EQ(out.ledger.size(), 6u);
+  for (const auto& [step, done] : out.ledger) EXPECT_EQ(done.skipped, step == 1);
+  EXPECT_EQ(out.ledger.at(2).state_digest, out.ledger.at(1).state_digest) << "weights, moments, target and Adam's count stay as they were";
+  EXPECT_FALSE(out.ledger.at(3).state_digest == out.ledger.at(2).state_digest);
+  EXPECT_NE(to_hex(out.state), to_hex(reference().state));
+}
+
+TEST(TrainerLoop, ADirectiveStopsAllAtOneBoundaryWithACheckpoint) {
+  Story run;
+  Gate gate;
+  run.launch(workers(3), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 0)
+      options.at_point = [&](Point point, Step step) {
+        if (point == Point::kBeforeVote && step == 1) gate.hold();
+      };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return gate.held(); }));
+  run.coordinator->send("node/0", proto::WorldDirective{start.generation, 3, true, "drain"});
+  ASSERT_TRUE(run.coordinator->pump([&] { return true; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  gate.open();
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(start.generation, 3); }));
+  for (const auto& [id, sealed] : run.coordinator->sealed[start.generation]) EXPECT_EQ(sealed.applied, 3);
+  EXPECT_TRUE(run.coordinator->checkpoints.contains(3)) << "written before the ranks say that they stopped";
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = 3, next.source_rank = 1;
+  next = run.coordinator->start_world(workers(3), next);
+  expect_reference(outcome_of(run, next.generation, 3));
+}
+
+// The coordinator goes away and comes back on the same port: training goes on, no report is lost.
+TEST(TrainerLoop, TrainingGoesOnWithoutACoordinator) {
+  Story run;
+  run.launch(workers(2));
+  const int port = run.coordinator->port();
+  const auto start = run.coordinator->start_world(workers(2));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->started[start.generation].size() == 2; }));
+  run.coordinator->acknowledge = false;
+  run.coordinator.reset();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  run.coordinator = std::make_unique<FakeCoordinator>(run.function, run.operation, run.root, port);
+  run.coordinator->loaders = {run.loader.share()};
+  expect_reference(outcome_of(run, start.generation, 2));
+  EXPECT_GE(run.coordinator->hellos.at("node/0").applied, 1) << "the new hello says what is held";
+}
+
+TEST(TrainerLoop, AFullDiskCostsTheCheckpointNotTheRun) {
+  Story run("  checkpoint: {every_steps: 2}\n");
+  std::ofstream(run.root + "/.attempt-1-1-2") << "a file where the attempt's folder should be";
+  run.launch(workers(2));
+  const auto start = run.coordinator->start_world(workers(2));
+  expect_reference(outcome_of(run, start.generation, 2));
+  EXPECT_EQ(run.coordinator->checkpoint_failures.size(), 2u);
+  EXPECT_FALSE(run.coordinator->checkpoints.contains(2));
+  EXPECT_TRUE(run.coordinator->checkpoints.contains(4));
+}
+
+TEST(TrainerLoop, DataThatCannotBeServedEndsTheTrainerWithItsCode) {
+  Story run;
+  run.launch(workers(1));
+  run.loader.behave.fatal_code = 65;
+  run.coordinator->start_world(workers(1));
+  ASSERT_TRUE(run.coordinator->pump([&] { return !run.coordinator->goodbyes.empty(); }));
+  EXPECT_EQ(run.coordinator->goodbyes.at("node/0").exit_code, 65);
+  EXPECT_THAT(run.coordinator->goodbyes.at("node/0").reason, HasSubstr("shard 3 is damaged"));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.trainers[0]->exit_code() >= 0; }));
+  EXPECT_EQ(run.trainers[0]->exit_code(), 65);
+}
+
+TEST(TrainerLoop, CommandsOfAnOlderGenerationAreLeftAlone) {
+  Story run;
+  run.launch(workers(1));
+  proto::WorldStart start;
+  start.generation = {2, 5};
+  start = run.coordinator->start_world(workers(1), start);
+  run.coordinator->stop_world({2, 4}, workers(1));
+  run.coordinator->stop_world({1, 9}, workers(1));
+  proto::WorldStart old;
+  old.generation = {1, 10};
+  run.coordinator->start_world(workers(1), old);
+  expect_reference(outcome_of(run, start.generation, 1));
+  EXPECT_FALSE(run.coordinator->sealed.contains({2, 4}));
+  EXPECT_FALSE(run.coordinator->started.contains({1, 10}));
+}
+
+}  // namespace
+}  // namespace tessera::trainer::test
