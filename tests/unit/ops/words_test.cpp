@@ -1,6 +1,7 @@
 // What the command says: progress, pages, tables, sizes; the imported recipe; the configurations that are shipped.
 #include <filesystem>
 #include <gtest/gtest.h>
+#include <regex>
 
 #include "common/config.h"
 #include "ops/cli/explain.h"
@@ -126,6 +127,50 @@ TEST(Explain, TooFewSamplesAreRefused) {
 
 TEST(Docs, ConfigurationPageIsTheSchemas) {
   EXPECT_EQ(test::read_text("docs/configuration.md"), configuration_reference()) << "run: tessera config reference > docs/configuration.md";
+}
+
+std::vector<std::smatch> matches(const std::string& text, const std::regex& form) {
+  return {std::sregex_iterator(text.begin(), text.end(), form), std::sregex_iterator()};
+}
+
+std::vector<std::string> pages() {
+  std::vector<std::string> out{"README.md"};
+  for (const auto& entry : std::filesystem::recursive_directory_iterator("docs"))
+    if (entry.path().extension() == ".md") out.push_back(entry.path().string());
+  return out;
+}
+
+TEST(Docs, EveryLinkLeadsSomewhere) {
+  int seen = 0;
+  for (const std::string& page : pages()) {
+    const std::string text = test::read_text(page);
+    for (const std::smatch& link : matches(text, std::regex(R"(\]\(([^)#]+)\))"))) {
+      const std::string target = link[1];
+      if (target.starts_with("http") || target == "docs/images/status.png") continue;  // the screenshot is made by the page's test
+      EXPECT_TRUE(std::filesystem::exists(std::filesystem::path(page).parent_path() / target)) << page << " links to " << target;
+      ++seen;
+    }
+  }
+  EXPECT_GT(seen, 10);
+}
+
+TEST(Docs, TheReadingOrderIsThere) {
+  const std::string text = test::read_text("README.md");
+  const auto headers = matches(text, std::regex(R"(\n\d\. `([a-z_/]+\.h)`)"));
+  EXPECT_EQ(headers.size(), 8u);
+  for (const std::smatch& header : headers) EXPECT_TRUE(std::filesystem::exists(header[1].str())) << header[1];
+}
+
+TEST(Docs, TheFailureModelNamesTestsThatExist) {
+  std::string tests;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator("tests"))
+    if (entry.path().extension() == ".cpp" || entry.path().extension() == ".py") tests += test::read_text(entry.path().string());
+  const std::string page = test::read_text("docs/failure-model.md");
+  const auto cases = matches(page, std::regex(R"(`([A-Z]\w+)\.([A-Z]\w+)`)")), stories = matches(page, std::regex(R"(\.py: (test_\w+)`)"));
+  EXPECT_GT(cases.size(), 10u);
+  EXPECT_GT(stories.size(), 5u);
+  for (const std::smatch& name : cases) EXPECT_NE(tests.find("(" + name[1].str() + ", " + name[2].str() + ")"), std::string::npos) << name[0];
+  for (const std::smatch& name : stories) EXPECT_NE(tests.find("def " + name[1].str() + "("), std::string::npos) << name[0];
 }
 
 }  // namespace
