@@ -1,0 +1,117 @@
+#include <gtest/gtest.h>
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include "worker/model/kernels.h"
+
+namespace tessera::model::kernels {
+namespace {
+
+at::Tensor random(at::IntArrayRef shape, uint64_t seed) {
+  return at::randn(shape, at::make_generator<at::CPUGeneratorImpl>(seed), at::kFloat);
+}
+
+struct Backward {
+  at::Tensor dx, dgamma, dbeta;
+};
+Backward ours(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& gamma, const at::Tensor& residual, double eps, int64_t split) {
+  const int64_t rows = x.size(0), d = x.size(1), chunks = chunk_count(rows);
+  const auto [out, mean, rstd] = at::native_layer_norm(x, {d}, gamma, at::zeros({d}), eps);
+  Backward b{at::empty_like(x), at::empty({d}), at::empty({d})};
+  at::Tensor scratch = at::empty({chunks * 2 * d});
+  const LayerNormBackward args{x.const_data_ptr<float>(), dy.const_data_ptr<float>(), mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(), gamma.const_data_ptr<float>(),
+                               residual.defined() ? residual.const_data_ptr<float>() : nullptr, rows, d, b.dx.mutable_data_ptr<float>(), b.dgamma.mutable_data_ptr<float>(),
+                               b.dbeta.mutable_data_ptr<float>(), scratch.mutable_data_ptr<float>()};
+  layer_norm_backward_chunks(args, split, chunks);
+  layer_norm_backward_chunks(args, 0, split);
+  layer_norm_backward_finish(args);
+  return b;
+}
+
+TEST(LayerNormBackward, AgreesWithATen) {
+  for (const int64_t d : {12, 16, 36, 48, 132, 384})
+    for (const int64_t rows : {1, 63, 64, 65, 200}) {
+      SCOPED_TRACE("rows " + std::to_string(rows) + " d " + std::to_string(d));
+      const at::Tensor x = random({rows, d}, 1) * 3 + 1, dy = random({rows, d}, 2), gamma = random({d}, 3), residual = random({rows, d}, 4);
+      const auto [out, mean, rstd] = at::native_layer_norm(x, {d}, gamma, at::zeros({d}), 1e-6);
+      const auto [dx, dgamma, dbeta] = at::native_layer_norm_backward(dy, x, {d}, mean, rstd, gamma, at::zeros({d}), {true, true, true});
+      const Backward b = ours(x, dy, gamma, {}, 1e-6, 0), skip = ours(x, dy, gamma, residual, 1e-6, 0);
+      EXPECT_TRUE(b.dx.allclose(dx, 1e-5, 1e-5));
+      EXPECT_TRUE(b.dgamma.allclose(dgamma, 1e-4, 1e-4));
+      EXPECT_TRUE(b.dbeta.allclose(dbeta, 1e-4, 1e-4));
+      EXPECT_TRUE(skip.dx.equal(residual + b.dx) || skip.dx.allclose(residual + b.dx, 1e-6, 1e-6));
+    }
+}
+
+TEST(LayerNormBackward, AgreesWithFiniteDifferencesInDouble) {
+  const int64_t rows = 3, d = 20;
+  const double eps = 1e-6, h = 1e-5;
+  const at::Tensor x = random({rows, d}, 1), dy = random({rows, d}, 2), gamma = random({d}, 3);
+  const Backward b = ours(x, dy, gamma, {}, eps, 0);
+  const auto value = [&](const at::Tensor& at_x, const at::Tensor& at_gamma) {
+    return (at::layer_norm(at_x, {d}, at_gamma, {}, eps) * dy.to(at::kDouble)).sum().item<double>();
+  };
+  const at::Tensor xd = x.to(at::kDouble), gd = gamma.to(at::kDouble);
+  for (int64_t i = 0; i < rows * d; i += 7) {
+    at::Tensor step = at::zeros({rows * d}, at::kDouble);
+    step[i] = h;
+    const double slope = (value(xd + step.view({rows, d}), gd) - value(xd - step.view({rows, d}), gd)) / (2 * h);
+    EXPECT_NEAR(b.dx.reshape(-1)[i].item<double>(), slope, 2e-5 * std::max(1.0, std::abs(slope)));
+  }
+  for (int64_t j = 0; j < d; j += 3) {
+    at::Tensor step = at::zeros({d}, at::kDouble);
+    step[j] = h;
+    const double slope = (value(xd, gd + step) - value(xd, gd - step)) / (2 * h);
+    EXPECT_NEAR(b.dgamma[j].item<double>(), slope, 2e-5 * std::max(1.0, std::abs(slope)));
+  }
+}
+
+TEST(LayerNormBackward, BitsDoNotDependOnTheOrderOfChunks) {
+  const at::Tensor x = random({300, 48}, 1), dy = random({300, 48}, 2), gamma = random({48}, 3);
+  const Backward a = ours(x, dy, gamma, {}, 1e-6, 0), b = ours(x, dy, gamma, {}, 1e-6, 3);
+  EXPECT_TRUE(a.dx.equal(b.dx) && a.dgamma.equal(b.dgamma) && a.dbeta.equal(b.dbeta));
+}
+
+TEST(Loss, AgreesWithATenInValueAndGradient) {
+  for (const int64_t n : {1, 255, 256, 257, 5000}) {
+    const at::Tensor p = (random({n}, 1) * 2).set_requires_grad(false), t = random({n}, 2) * 2, difference = (p - t).to(at::kDouble);
+    at::Tensor gradient = at::empty({n});
+    const auto run = [&](Loss kind) { return loss(kind, p.const_data_ptr<float>(), t.const_data_ptr<float>(), n, gradient.mutable_data_ptr<float>()) / double(n); };
+    EXPECT_NEAR(run(Loss::kSmoothL1), at::smooth_l1_loss(p.to(at::kDouble), t.to(at::kDouble)).item<double>(), 1e-6);
+    EXPECT_TRUE((gradient * double(n)).allclose(difference.clamp(-1, 1).to(at::kFloat), 1e-5, 1e-6));
+    EXPECT_NEAR(run(Loss::kL1), difference.abs().mean().item<double>(), 1e-6);
+    EXPECT_TRUE((gradient * double(n)).allclose(difference.sign().to(at::kFloat), 1e-5, 1e-6));
+    EXPECT_NEAR(run(Loss::kL2), difference.square().mean().item<double>(), 1e-5);
+    EXPECT_TRUE((gradient * double(n)).allclose((2 * difference).to(at::kFloat), 1e-5, 1e-5));
+  }
+}
+
+TEST(Loss, NanStaysNan) {
+  const float p[3] = {0, std::nanf(""), 1}, t[3] = {0, 0, 0};
+  for (const Loss kind : {Loss::kSmoothL1, Loss::kL1, Loss::kL2}) {
+    float gradient[3];
+    EXPECT_TRUE(std::isnan(loss(kind, p, t, 3, gradient)));
+    EXPECT_TRUE(std::isnan(gradient[1]));
+    EXPECT_FALSE(std::isnan(gradient[0]));
+  }
+}
+
+TEST(Patchify, IsTheConvolutionsInput) {
+  const int64_t size = 6, patch = 3;
+  std::vector<uint8_t> image(size_t(size * size * 3));
+  for (size_t i = 0; i < image.size(); ++i) image[i] = uint8_t(i * 37);
+  const float mean[3] = {.485f, .456f, .406f}, std[3] = {.229f, .224f, .225f};
+  std::vector<float> out(4 * 27);
+  patchify(image.data(), size, patch, mean, std, out.data());
+  for (int64_t n = 0; n < 4; ++n)
+    for (int64_t c = 0; c < 3; ++c)
+      for (int64_t y = 0; y < 3; ++y)
+        for (int64_t x = 0; x < 3; ++x) {
+          const float pixel = float(image[size_t((((n / 2) * 3 + y) * size + (n % 2) * 3 + x) * 3 + c)]);
+          EXPECT_EQ(out[size_t(n * 27 + c * 9 + y * 3 + x)], (pixel / 255.0f - mean[c]) / std[c]);
+        }
+}
+
+}  // namespace
+}  // namespace tessera::model::kernels
