@@ -28,15 +28,10 @@ class TileClient {
 
   uint64_t ask(Step step, TileIndex tile, int64_t credit_bytes) {
     const uint64_t id = next_++;
-    bool sent = false;  // a client with a short queue has to wait for its own socket
-    for (const Millis end = monotonic_ms() + 5000; !sent && monotonic_ms() < end;) {
-      sent = bool(client_.send(proto::TileRequest{id, step, tile, credit_bytes}));
-      if (!sent) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    EXPECT_TRUE(sent);
+    send(proto::TileRequest{id, step, tile, credit_bytes});
     return id;
   }
-  void cancel(uint64_t id) { (void)client_.send(proto::TileCancel{id}); }
+  void cancel(uint64_t id) { send(proto::TileCancel{id}); }
 
   // Waits for the whole answer (or its error), keeping what arrives for others.
   Received take(uint64_t id, Millis limit_ms = 20'000) {
@@ -69,6 +64,15 @@ class TileClient {
   }
 
  private:
+  // A client with a short queue has to wait for its own socket.
+  void send(const proto::Payload& payload) {
+    bool sent = false;
+    for (const Millis end = monotonic_ms() + 5000; !sent && monotonic_ms() < end;) {
+      sent = bool(client_.send(payload));
+      if (!sent) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_TRUE(sent);
+  }
   void keep(proto::Incoming& incoming) {
     auto& payload = incoming.envelope.payload;
     if (auto* header = std::get_if<proto::TileHeader>(&payload)) {
