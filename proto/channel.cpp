@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
-#include <poll.h>
 #include <random>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -18,7 +18,16 @@ namespace {
 
 constexpr int kHandshakeMs = 3000, kHeartbeatMs = 1000, kHeartbeatTimeoutMs = 5000, kReconnectMs = 50, kReconnectMaxMs = 1000;
 
-uint64_t random_incarnation() {
+// Dropped messages that one receive() looks at.
+constexpr int kDropsPerReceive = 1000;
+
+// Odd, since a routing identity (the incarnation's bytes) must not begin with 0.
+uint64_t choose_incarnation(const ChannelOptions& options) {
+  uint64_t given = options.incarnation;
+  const char* named = std::getenv("TESSERA_INCARNATION");
+  const std::string prefix = options.sender + "=";
+  if (given == 0 && named != nullptr && std::string(named).starts_with(prefix)) given = std::strtoull(named + prefix.size(), nullptr, 10);
+  if (given != 0) return given | 1;
   std::random_device device;
   return (uint64_t{device()} << 32 | device()) | 1;
 }
@@ -43,11 +52,12 @@ struct Core {
   void* socket = nullptr;
   int wake_fd = -1;
   int watched_fd = -1;
-  uint64_t incarnation = random_incarnation();
+  bool woken = false;  // wake() was seen; the receive() that sees it returns without waiting again
+  uint64_t incarnation;
   uint64_t sequence = 0;
   ChannelCounters counters;
 
-  Core(ChannelOptions o, int type) : options(std::move(o)) {
+  Core(ChannelOptions o, int type) : options(std::move(o)), incarnation(choose_incarnation(options)) {
     context = zmq_ctx_new();
     socket = zmq_socket(context, type);
     wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -82,7 +92,7 @@ struct Core {
     if (ready <= 0) return false;
     if (items[1].revents & ZMQ_POLLIN) {
       uint64_t count;
-      [[maybe_unused]] const ssize_t got = ::read(wake_fd, &count, sizeof count);
+      woken = ::read(wake_fd, &count, sizeof count) == sizeof count || woken;
     }
     return (items[0].revents & ZMQ_POLLIN) != 0;
   }
@@ -135,6 +145,12 @@ struct Core {
   }
 };
 
+// libzmq takes any number for a port and fails later, unseen.
+bool has_port(const std::string& endpoint) {
+  const std::string port = endpoint.substr(endpoint.rfind(':') + 1);
+  const bool digits = !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos;
+  return digits && std::stoi(port) >= 1 && std::stoi(port) <= 65535;
+}
 std::string endpoint(const std::string& address, int port) { return "tcp://" + address + ":" + std::to_string(port); }
 
 }  // namespace
@@ -178,8 +194,8 @@ const ChannelCounters& Server::counters() const { return impl_->counters; }
 std::optional<Incoming> Server::receive(int timeout_ms) {
   const Millis end = monotonic_ms() + timeout_ms;
   std::vector<std::string> parts;
-  for (;;) {
-    while (impl_->receive_parts(parts)) {
+  for (int dropped = 0; dropped < kDropsPerReceive;) {
+    for (; dropped < kDropsPerReceive && impl_->receive_parts(parts); ++dropped) {
       if (parts.empty()) continue;
       bool wrong_version = false;
       auto incoming = impl_->accept(parts[0], parts, 1, &wrong_version);
@@ -188,8 +204,9 @@ std::optional<Incoming> Server::receive(int timeout_ms) {
         (void)send(parts[0], Refused{"the other side speaks another protocol version; this is Tessera " + std::string(kVersion) + ", protocol " + std::to_string(kProtocolVersion), exit_codes::kVersionMismatch});
     }
     const Millis left = end - monotonic_ms();
-    if (left < 0 || !impl_->wait(int(left))) return std::nullopt;
+    if (std::exchange(impl_->woken, false) || left < 0 || !impl_->wait(int(left))) return impl_->woken = false, std::nullopt;
   }
+  return std::nullopt;
 }
 
 Status Server::send(const std::string& peer, const Payload& payload, RawPart raw) {
@@ -211,7 +228,8 @@ Result<Client> Client::connect(const std::string& address, ChannelOptions option
   const std::string where = address.starts_with("tcp://") ? address : "tcp://" + address;
   // The routing identity is our incarnation, so that a peer is the same peer after a reconnect.
   zmq_setsockopt(impl->socket, ZMQ_ROUTING_ID, &impl->incarnation, sizeof impl->incarnation);
-  if (zmq_connect(impl->socket, where.c_str()) != 0)
+  errno = EINVAL;
+  if (!has_port(where) || zmq_connect(impl->socket, where.c_str()) != 0)
     return fail(ErrorCode::kFixConfig, "[proto] '" + address + "' is no address: HOST:PORT expected (" + zmq_strerror(errno) + ")");
   return Client(std::move(impl));
 }
@@ -225,8 +243,8 @@ const ChannelCounters& Client::counters() const { return impl_->counters; }
 std::optional<Incoming> Client::receive(int timeout_ms) {
   const Millis end = monotonic_ms() + timeout_ms;
   std::vector<std::string> parts;
-  for (;;) {
-    while (impl_->receive_parts(parts)) {
+  for (int dropped = 0; dropped < kDropsPerReceive;) {
+    for (; dropped < kDropsPerReceive && impl_->receive_parts(parts); ++dropped) {
       bool wrong_version = false;
       if (auto incoming = impl_->accept("", parts, 0, &wrong_version)) return incoming;
       if (wrong_version)
@@ -234,8 +252,9 @@ std::optional<Incoming> Client::receive(int timeout_ms) {
                                      Refused{"the other side speaks another protocol version; this is Tessera " + std::string(kVersion), exit_codes::kVersionMismatch}}, ""};
     }
     const Millis left = end - monotonic_ms();
-    if (left < 0 || !impl_->wait(int(left))) return std::nullopt;
+    if (std::exchange(impl_->woken, false) || left < 0 || !impl_->wait(int(left))) return impl_->woken = false, std::nullopt;
   }
+  return std::nullopt;
 }
 
 Status Client::send(const Payload& payload, RawPart raw) { return impl_->send_envelope(payload, std::move(raw)); }

@@ -28,6 +28,9 @@ struct ChannelOptions {
   int64_t max_message_bytes = int64_t{4} << 20;
   int high_water_mark = 10000;    // messages queued per peer; overflow: send() returns kRetry
   int socket_buffer_bytes = 0;    // 0: the system's
+  // Of this process in envelopes. 0: what TESSERA_INCARNATION gives to this sender ("<sender>=<number>", set by the node
+  // daemon so that it and the coordinator mean the same process), else random.
+  uint64_t incarnation = 0;
 };
 
 struct ChannelCounters {
@@ -55,7 +58,8 @@ class Server {
   // bind: "127.0.0.1", "0.0.0.0"; port 0 takes a free one. Error: kIo "port 7000 of 127.0.0.1 is in use ..." with the fix.
   static Result<Server> bind(const std::string& address, int port, ChannelOptions options);
   int port() const;
-  // Waits until a message, the deadline (timeout_ms >= 0), or wake(). nullopt: none. Never throws.
+  // Waits until a message, the deadline (timeout_ms >= 0), or wake(). nullopt: none. Never throws. A flood of messages
+  // that are dropped does not hold it: it returns nullopt after a thousand of them.
   std::optional<Incoming> receive(int timeout_ms);
   // Error: kUnavailable (peer unknown or gone), kRetry (its queue is full: drop or try later).
   Status send(const std::string& peer, const Payload& payload, RawPart raw = {});
