@@ -29,13 +29,17 @@ std::string quoted(const YAML::Node& node) {
   return std::string("'") + out.c_str() + "'";
 }
 
-Result<void> flatten(const YAML::Node& node, const std::string& prefix, const std::string& origin, RawMap& out) {
+constexpr int kDeepest = 8;  // levels of maps; an alias may refer to the map that holds it
+
+Result<void> flatten(const YAML::Node& node, const std::string& prefix, const std::string& origin, RawMap& out, int depth = 0) {
   for (const auto& entry : node) {
+    if (!entry.first.IsScalar() || depth > kDeepest)
+      return fail(ErrorCode::kFixConfig, "[config] " + origin + ":" + std::to_string(entry.first.Mark().line + 1) + ": " + (depth > kDeepest ? "maps nested too deeply" : "a key that is no plain name"));
     const std::string key = entry.first.as<std::string>();
     const std::string path = prefix.empty() ? key : prefix + "." + key;
     const std::string where = origin + ":" + std::to_string(entry.first.Mark().line + 1);
     if (entry.second.IsMap()) {
-      TESSERA_TRY(flatten(entry.second, path, origin, out));
+      TESSERA_TRY(flatten(entry.second, path, origin, out, depth + 1));
     } else if (!out.emplace(path, RawValue{entry.second, where}).second) {
       return fail(ErrorCode::kFixConfig, where + ": " + path + " is given twice; remove one");
     }
@@ -219,8 +223,9 @@ Result<void> read_all(RawMap raw, Config& config) {
   Reader reader{raw, config.origins};
   visit_function(config.function, reader);
   visit_operation(config.operation, reader);
-  if (!raw.empty()) {
-    const auto& [key, value] = *raw.begin();
+  for (const auto& [key, value] : raw) {
+    // After a value that cannot be read the known keys behind it are still here.
+    if (std::find(reader.known.begin(), reader.known.end(), key) != reader.known.end()) continue;
     std::string near = nearest_word(key, reader.known);
     if (near.empty()) {  // the right last part in the wrong place
       const std::string tail = key.substr(key.rfind('.') + 1);

@@ -67,6 +67,7 @@ std::string describe_exit(int code) {
 }
 
 Result<Child> Child::spawn(const SpawnOptions& options) {
+  if (options.command.empty()) return fail(ErrorCode::kInternal, "cannot start a process: the command is empty");
   std::vector<std::string> arguments = options.command, environment = child_environment(options);
   std::vector<char*> argv = pointers(arguments), envp = pointers(environment);
   int log = -1;
