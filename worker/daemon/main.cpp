@@ -1,116 +1,24 @@
 // tessera-worker: the node daemon. Starts one tessera-trainer per device, watches them, drains on SIGTERM.
 #include <CLI/CLI.hpp>
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <poll.h>
-#include <sys/epoll.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/version.h"
 #include "proto/channel.h"
-#include "worker/daemon/supervisor.h"
+#include "worker/daemon/daemon.h"
 
 namespace tessera::worker {
 namespace {
-
-constexpr Millis kHeartbeatMs = 200, kHelloMs = 1000, kTickMs = 20, kGraceMs = 10000, kStopMs = 120000;
-
-class Daemon {
- public:
-  Daemon(DaemonOptions options, proto::Client client, SignalWatch& signals)
-      : supervisor_(options), options_(std::move(options)), client_(std::move(client)), signals_(signals), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
-    watch(signals.descriptor());
-    client_.watch(epoll_);
-  }
-  ~Daemon() { ::close(epoll_); }
-
-  int run() {
-    hello();
-    for (;;) {
-      const Millis now = monotonic_ms();
-      for (auto& exited : supervisor_.tick(now)) (void)client_.send(exited);
-      for (const int descriptor : supervisor_.descriptors()) watch(descriptor);
-      if (now >= next_heartbeat_) {
-        next_heartbeat_ = now + kHeartbeatMs;
-        if (welcomed_) (void)client_.send(proto::DaemonStatus{supervisor_.running()});
-      }
-      if (!welcomed_ && now >= next_hello_) hello();
-      if (const int count = signals_.count(); count > 0) {
-        if (count > 1 || (draining_since_ >= 0 && now - draining_since_ > kStopMs)) return leave(0, "second signal", exit_codes::kDrained);
-        if (draining_since_ < 0) {
-          // A drained node leaves the world: its trainers end, the others go on in the next generation.
-          draining_since_ = now;
-          return leave(kGraceMs, "SIGTERM", exit_codes::kDrained);
-        }
-      }
-      if (auto incoming = client_.receive(int(kTickMs)))
-        if (auto code = handle(incoming->envelope.payload)) return *code;
-    }
-  }
-
- private:
-  void watch(int descriptor) {
-    epoll_event event{};
-    event.events = EPOLLIN | EPOLLONESHOT;
-    event.data.fd = descriptor;
-    if (epoll_ctl(epoll_, EPOLL_CTL_ADD, descriptor, &event) != 0) epoll_ctl(epoll_, EPOLL_CTL_MOD, descriptor, &event);
-  }
-  void hello() {
-    next_hello_ = monotonic_ms() + kHelloMs;
-    utsname host{};
-    uname(&host);
-    (void)client_.send(proto::DaemonHello{host.nodename, {kVersion, build_commit(), kProtocolVersion}, ::getpid(), supervisor_.slots()});
-  }
-  int leave(Millis grace_ms, const std::string& reason, int code) {
-    log_info("leaving: {}", reason);
-    supervisor_.stop(grace_ms);
-    for (auto& exited : supervisor_.tick(monotonic_ms())) (void)client_.send(exited);
-    (void)client_.send(proto::Goodbye{reason, code});
-    return code;
-  }
-  std::optional<int> handle(const proto::Payload& payload) {
-    if (const auto* welcome = std::get_if<proto::DaemonWelcome>(&payload)) {
-      welcomed_ = true;
-      client_.set_run_id(welcome->run_id);
-      if (supervisor_.started()) return std::nullopt;  // a restarted coordinator: the trainers run on
-      auto operation = parse_operation(welcome->operation_yaml);
-      if (!operation) return log_error("{}", operation.error().message), exit_code_of(operation.error());
-      supervisor_.set_operation(*operation);
-    } else if (std::holds_alternative<proto::Reintroduce>(payload)) {
-      hello();
-    } else if (const auto* fence = std::get_if<proto::FenceTrainer>(&payload)) {
-      log_warning("fencing trainer {}: {}", fence->worker_id, fence->reason);
-      supervisor_.fence(fence->worker_id);
-      (void)client_.send(proto::TrainerFenced{fence->worker_id, fence->incarnation});
-    } else if (const auto* shutdown = std::get_if<proto::Shutdown>(&payload)) {
-      return leave(kGraceMs, shutdown->reason, shutdown->exit_code);
-    } else if (const auto* refused = std::get_if<proto::Refused>(&payload)) {
-      log_error("the coordinator refused this node: {}", refused->reason);
-      supervisor_.stop(0);
-      return refused->exit_code ? refused->exit_code : exit_codes::kRefused;
-    }
-    return std::nullopt;
-  }
-
-  Supervisor supervisor_;
-  DaemonOptions options_;
-  proto::Client client_;
-  SignalWatch& signals_;
-  int epoll_;
-  bool welcomed_ = false;
-  Millis next_heartbeat_ = 0, next_hello_ = 0, draining_since_ = -1;
-};
 
 Result<std::string> coordinator_address(const std::string& text) {
   if (!text.ends_with(".json")) return text;
   TESSERA_ASSIGN(const std::string content, read_file(text));
   const auto doc = nlohmann::json::parse(content, nullptr, false);
-  if (!doc.is_object() || !doc.contains("control")) return fail(ErrorCode::kFixConfig, text + " is no address file of a run (address.json)");
+  if (!doc.is_object() || !doc.contains("control") || !doc["control"].is_string()) return fail(ErrorCode::kFixConfig, text + " is no address file of a run (address.json)");
   return doc["control"].get<std::string>();
 }
 
@@ -139,6 +47,8 @@ int main(int argc, char** argv) {
   }
   if (workers > 0 && !devices.empty()) return std::cerr << "tessera-worker: give --workers or --devices, not both\n", exit_codes::kUsage;
   if (devices.empty()) devices.assign(size_t(std::max(1, workers)), "cpu");
+  if (::access(trainer.c_str(), X_OK) != 0)
+    return std::cerr << "tessera-worker: " << trainer << " cannot be run; give the path of tessera-trainer with --trainer\n", exit_codes::kConfig;
   if (name.empty()) {
     utsname host{};
     uname(&host);
@@ -150,6 +60,7 @@ int main(int argc, char** argv) {
   if (!address) return failed(address.error());
   proto::ChannelOptions channel;
   channel.sender = "daemon:" + name;
+  channel.high_water_mark = 256;  // heartbeats that wait while there is no coordinator; older than that they say nothing
   auto client = proto::Client::connect(*address, channel);
   if (!client) return failed(client.error());
   worker::Daemon daemon({name, *address, advertise, log_dir, trainer, devices}, std::move(*client), signals);

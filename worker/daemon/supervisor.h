@@ -1,8 +1,7 @@
 // The node daemon's logic: one trainer per device slot, started, watched, fenced and restarted. It is the witness of how
-// a trainer ended. Main thread only (the parent-death signal belongs to the thread that spawns).
+// a trainer ended. Never waits. Main thread only (the parent-death signal belongs to the thread that spawns).
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
@@ -28,40 +27,51 @@ enum class Restart {
 };
 Restart restart_policy(const ChildExit& exit);
 
-// Backoff before the n-th start in a row (0: at once): 100 ms doubling to 5 s; a life of 30 s resets the count.
+// Backoff before a start after the n-th failure in a row, n >= 1: 100 ms doubling to 5 s; a life of 30 s resets the count.
 Millis restart_delay_ms(int failures);
+
+// What happened since the last tick: each trainer that ended is in one of the two.
+struct Reports {
+  std::vector<proto::TrainerExited> exited;
+  std::vector<proto::TrainerFenced> fenced;  // confirmed dead, by pidfd
+};
 
 class Supervisor {
  public:
   explicit Supervisor(DaemonOptions options);
   std::vector<proto::DeviceSlot> slots() const;
-  // Begins to start trainers; the operation part decides threads and logging.
-  void set_operation(const OperationConfig& operation) { operation_ = operation; started_ = true; }
+  // Begins to start trainers; the operation part decides threads.
+  void set_operation(const OperationConfig& operation) { operation_ = operation, started_ = true; }
   bool started() const { return started_; }
-  // Starts what is due; reports what ended since the last call.
-  std::vector<proto::TrainerExited> tick(Millis now);
-  // Kills the slot's trainer and waits for its death. Returns true when it was running.
-  bool fence(const WorkerId& worker_id);
+  // Starts what is due; reports what ended.
+  Reports tick(Millis now);
+  // Kills that trainer; a later tick confirms its death and starts a new one. An incarnation that does not run here (any
+  // more) is confirmed by the next tick and nothing is killed; 0 means whichever runs.
+  void fence(const WorkerId& worker_id, uint64_t incarnation);
+  // No more starts.
+  void retire();
+  void signal_all(int signal) const;
   // Descriptors that become readable when a trainer ends.
   std::vector<int> descriptors() const;
   std::vector<WorkerId> running() const;
-  // No more starts; SIGTERM to all now, SIGKILL after grace.
-  void stop(Millis grace_ms);
 
  private:
   struct Slot {
     proto::DeviceSlot slot;
     Child child;
+    uint64_t incarnation = 0;  // given to the trainer, so that the coordinator and this daemon mean the same process
     int failures = 0;
     Millis started_at = 0, next_start = 0;
     bool retired = false;
+    bool fencing = false;
   };
   void start(Slot& slot, Millis now);
+  void on_exit(Slot& slot, const ChildExit& exit, Millis now);
 
   DaemonOptions options_;
   OperationConfig operation_;
   std::vector<Slot> slots_;
-  std::vector<proto::TrainerExited> pending_;
+  Reports reports_;
   bool started_ = false;
 };
 
