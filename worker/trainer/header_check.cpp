@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/block_size.h"
+
 namespace tessera::trainer {
 namespace {
 
@@ -20,12 +22,13 @@ Status check_masks(const std::vector<std::vector<uint16_t>>& lists, int64_t want
 
 Status check_header(const proto::TileHeader& h, const FunctionConfig& f) {
   const int64_t images = f.batch.tile_size, patches = f.model.grid() * f.model.grid();
+  const MaskCounts counts = mask_counts(f.masks);
   if (int64_t(h.sample_ids.size()) != images || h.image_size != f.model.image_size || h.grid != f.model.grid() || h.pixel_bytes != tile_pixel_bytes(f))
     return fail(ErrorCode::kRetry, std::to_string(h.sample_ids.size()) + " images of " + std::to_string(h.image_size) + " pixels, grid " + std::to_string(h.grid) + ", " +
                                        std::to_string(h.pixel_bytes) + " bytes; expected " + std::to_string(images) + " of " + std::to_string(f.model.image_size) + ", grid " +
                                        std::to_string(f.model.grid()) + ", " + std::to_string(tile_pixel_bytes(f)) + " bytes");
-  TESSERA_TRY(check_masks(h.contexts, f.masks.contexts, images, h.context_length, patches, "context"));
-  return check_masks(h.targets, f.masks.targets, images, h.target_length, patches, "target");
+  TESSERA_TRY(check_masks(h.contexts, counts.contexts, images, h.context_length, patches, "context"));
+  return check_masks(h.targets, counts.targets, images, h.target_length, patches, "target");
 }
 
 }  // namespace tessera::trainer

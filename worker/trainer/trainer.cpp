@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 #include <algorithm>
 
+#include "common/block_size.h"
 #include "common/clock.h"
 #include "common/log.h"
 
@@ -85,8 +86,9 @@ Status Trainer::warm_up() {
   model::Tile tile;
   tile.pixels = at::zeros({b, size, size, 3}, at::kByte);
   const auto mask = [&](int64_t length) { return at::arange(length, at::kLong).unsqueeze(0).repeat({b, 1}); };
-  for (int64_t i = 0; i < function_.masks.contexts; ++i) tile.contexts.push_back(mask(std::max<int64_t>(1, patches / 2)));
-  for (int64_t i = 0; i < function_.masks.targets; ++i) tile.targets.push_back(mask(std::max<int64_t>(1, patches / 5)));
+  const MaskCounts counts = mask_counts(function_.masks);
+  for (int64_t i = 0; i < counts.contexts; ++i) tile.contexts.push_back(mask(std::max<int64_t>(1, patches / 2)));
+  for (int64_t i = 0; i < counts.targets; ++i) tile.targets.push_back(mask(std::max<int64_t>(1, patches / 5)));
   const model::State state = model::State::empty(function_);
   gradient_ = model::make_buffers(state.layout);
   engine_->gradient(state, tile, gradient_, false);
@@ -103,8 +105,10 @@ Status Trainer::run_world(const proto::WorldStart& start) {
     TESSERA_TRY(step());
   }
   // Planned end: the boundary that all agreed on. Nothing is in flight; its checkpoint is written before we say so.
-  if (world_->final_checkpoint && state_->step > 0) snapshot();
-  writer_->wait_idle();
+  if (world_->final_checkpoint && state_->step > 0) {
+    snapshot();
+    writer_->wait_idle();
+  }
   phase(proto::Phase::kFinished);
   sealed_ = {start.generation, state_->step, false, state_->digest(), {}};
   world_.reset();
