@@ -142,11 +142,7 @@ Status Coordinator::restore() {
     state_.reason = "resumed at step " + std::to_string(state_.committed);
   }
   if (meta.contains("world")) {
-    if (auto world = parse_world(meta["world"])) {
-      state_.world = std::move(*world);
-      state_.world.since = monotonic_ms();
-      state_.next_number = 1;
-    }
+    if (auto world = parse_world(meta["world"])) adopt_world(state_, std::move(*world), monotonic_ms());
   }
   return {};
 }

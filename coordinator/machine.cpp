@@ -162,4 +162,15 @@ Result<World> parse_world(const std::string& text) {
   return world;
 }
 
+void adopt_world(State& state, World world, Millis now) {
+  for (const auto& m : world.members) {
+    Worker& worker = state.workers[m.worker_id];
+    worker.id = m.worker_id, worker.incarnation = m.incarnation, worker.mesh_address = m.mesh_address;
+    worker.state = WorkerState::kSuspect, worker.reason = "was a member before the coordinator restarted; not heard yet";
+    worker.rank = m.rank, worker.last_heard = now;
+  }
+  state.world = std::move(world);
+  state.world.since = now;
+}
+
 }  // namespace tessera::coordinator

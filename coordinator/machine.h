@@ -52,6 +52,7 @@ struct MachineConfig {
   Millis gather_ms = 10000;       // how long a world waits for more workers than min_workers
   Millis start_deadline_ms = 60000;
   Millis seal_deadline_ms = 5000;
+  Millis last_checkpoint_ms = 600000;  // for the checkpoint at the end of a run
   Millis adopt_ms = 10000;        // after a restart: how long members of a running world may take to come back
 };
 
@@ -238,5 +239,7 @@ Step final_step(const State& state, const MachineConfig& config);
 // For a restarted coordinator: the world that the store remembers, so that a running world is adopted.
 std::string print_world(const World& world);
 Result<World> parse_world(const std::string& text);
+// The remembered world's members are expected back as they were; whoever does not come is fenced.
+void adopt_world(State& state, World world, Millis now);
 
 }  // namespace tessera::coordinator

@@ -29,6 +29,8 @@ void welcome_trainers(Context& c);
 void assign_shards(Context& c);
 void check_silence(Context& c);
 Worker* worker_of_peer(Context& c, const std::string& peer);
+// Its node daemon kills the process and confirms; nothing happens where no daemon of the node is known.
+void fence(Context& c, const WorkerId& id, uint64_t incarnation, const std::string& reason);
 void refuse(Context& c, const std::string& peer, const std::string& reason, int exit_code);
 
 // world.cpp

@@ -55,6 +55,10 @@ void worker_dead(Context& c, const WorkerId& id, uint64_t incarnation, const std
 
 }  // namespace
 
+void fence(Context& c, const WorkerId& id, uint64_t incarnation, const std::string& reason) {
+  if (const auto daemon = c.state.daemons.find(daemon_of(c.state, id)); daemon != c.state.daemons.end()) c.send(daemon->second.peer, proto::FenceTrainer{id, incarnation, reason});
+}
+
 void refuse(Context& c, const std::string& peer, const std::string& reason, int exit_code) {
   c.alert("warning", "refused: " + reason);
   c.send(peer, proto::Refused{reason, exit_code});
@@ -71,7 +75,10 @@ void on_daemon_hello(Context& c, const MessageEvent& e, const proto::DaemonHello
   const bool known = c.state.daemons.contains(e.sender) && c.state.daemons[e.sender].incarnation == e.incarnation;
   c.state.daemons[e.sender] = {e.peer, hello.host, e.incarnation, hello.slots, c.now};
   if (!known) c.log("info", "node daemon " + e.sender + " on " + hello.host + " offers " + std::to_string(hello.slots.size()) + " workers");
-  for (auto& [id, worker] : c.state.workers) worker.daemon = daemon_of(c.state, id);
+  for (auto& [id, worker] : c.state.workers) {
+    worker.daemon = daemon_of(c.state, id);
+    if (worker.state == WorkerState::kLost && worker.daemon == e.sender) fence(c, id, worker.incarnation, worker.reason);
+  }
   c.send(e.peer, proto::DaemonWelcome{c.config.run_id, c.config.run_dir, print_function(c.config.function), print_operation(c.config.operation)});
 }
 
@@ -191,6 +198,7 @@ void on_loader_dataset(Context& c, const MessageEvent& e, const proto::LoaderDat
     c.state.dataset = Dataset{d.manifest_digest, d.sample_count, d.decoder_fingerprint};
     c.state.length = *length;
     c.effects.push_back(StoreMeta{"manifest_digest", to_hex(d.manifest_digest)});
+    c.effects.push_back(StoreMeta{"decoder_fingerprint", d.decoder_fingerprint});
     c.effects.push_back(StoreMeta{"sample_count", std::to_string(d.sample_count)});
     c.log("info", "dataset " + to_hex(d.manifest_digest) + ": " + std::to_string(d.sample_count) + " samples, " + std::to_string(length->steps_per_epoch) + " steps an epoch, " +
                       std::to_string(length->total_steps) + " steps in all, " + std::to_string(d.sample_count % c.config.function.batch.global()) + " samples of an epoch left over");
@@ -241,8 +249,7 @@ void check_silence(Context& c) {
       if (member) lose_member(c, worker, WorkerState::kLost, reason);
       worker.state = WorkerState::kLost, worker.reason = reason, worker.ready = false, worker.rank = -1;
       c.log("warning", "worker " + id + " is lost: " + reason);
-      if (const auto daemon = c.state.daemons.find(worker.daemon); daemon != c.state.daemons.end())
-        c.send(daemon->second.peer, proto::FenceTrainer{id, worker.incarnation, reason});
+      fence(c, id, worker.incarnation, reason);
       continue;
     }
     if (silent > allowed / 2) worker.state = WorkerState::kSuspect, worker.reason = "silent for " + seconds(silent);
@@ -252,8 +259,7 @@ void check_silence(Context& c) {
       const std::string reason = "hangs in a phase for " + seconds(late) + ", its usual step takes " + seconds(usual);
       lose_member(c, worker, WorkerState::kLost, reason);
       worker.state = WorkerState::kLost, worker.reason = reason, worker.ready = false, worker.rank = -1;
-      if (const auto daemon = c.state.daemons.find(worker.daemon); daemon != c.state.daemons.end())
-        c.send(daemon->second.peer, proto::FenceTrainer{id, worker.incarnation, reason});
+      fence(c, id, worker.incarnation, reason);
     }
   }
   std::vector<std::string> gone;

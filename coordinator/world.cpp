@@ -158,8 +158,23 @@ void drive_boundary(Context& c) {
   c.log("info", "generation " + to_string(w.generation) + " stopped at step " + std::to_string(boundary) + (w.stop_reason.empty() ? "" : ": " + w.stop_reason));
   if (boundary >= final_step(s, c.config) || s.stop_asked) {
     s.stop_boundary = boundary;
+    w.since = c.now;
     c.set_run_state(RunState::kDraining, "step " + std::to_string(boundary) + " is reached; writing its checkpoint");
   }
+}
+
+// A member died before its share of the last checkpoint was on disk, or it takes too long: the others form a world at the
+// boundary again and write it.
+bool last_checkpoint_lost(Context& c) {
+  State& s = c.state;
+  if (const auto it = s.checkpoints.find(*s.stop_boundary); it != s.checkpoints.end() && it->second.ok) return false;
+  for (const auto& [name, attempt] : s.attempts)
+    if (attempt.publishing) return false;
+  for (const auto& member : s.world.members) {
+    const Worker& worker = s.workers[member.worker_id];
+    if (worker.incarnation != member.incarnation || worker.state == WorkerState::kGone || worker.state == WorkerState::kLost) return true;
+  }
+  return c.now - s.world.since > c.config.last_checkpoint_ms;
 }
 
 void direct(Context& c, bool checkpoint, const std::string& reason) {
@@ -210,8 +225,7 @@ void lose_member(Context& c, Worker& worker, WorkerState state, const std::strin
   w.sealed.erase(worker.id);
   worker.state = state, worker.reason = reason, worker.rank = -1, worker.ready = false;
   // What does not answer is killed before it can come back with an old world's state.
-  if (const auto daemon = c.state.daemons.find(worker.daemon); state != WorkerState::kGone && daemon != c.state.daemons.end())
-    c.send(daemon->second.peer, proto::FenceTrainer{worker.id, worker.incarnation, reason});
+  if (state != WorkerState::kGone) fence(c, worker.id, worker.incarnation, reason);
   stop_world(c, "worker " + worker.id + ": " + reason);
 }
 
@@ -244,7 +258,6 @@ void on_world_fault(Context& c, const WorkerId& id, const proto::WorldFault& fau
     for (const auto& member : w.members)
       if (fault.suspect < 0 || member.rank == fault.suspect) {
         Worker& worker = s.workers[member.worker_id];
-        if (const auto daemon = s.daemons.find(worker.daemon); daemon != s.daemons.end()) c.send(daemon->second.peer, proto::FenceTrainer{worker.id, worker.incarnation, fault.reason});
         lose_member(c, worker, WorkerState::kFenced, fault.reason);
       }
   }
@@ -272,6 +285,10 @@ void drive_world(Context& c) {
     if (w.phase != WorldPhase::kNone) drive_running(c);
   }
   if (w.phase == WorldPhase::kNone && !s.finished) {
+    if (s.stop_boundary && last_checkpoint_lost(c)) {
+      c.log("warning", "the checkpoint of step " + std::to_string(*s.stop_boundary) + " was not finished; writing it again");
+      s.stop_boundary.reset();
+    }
     if (s.stop_boundary) finish_if_done(c);
     else gather(c);
   }

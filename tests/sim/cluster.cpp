@@ -111,8 +111,7 @@ class Cluster {
       state_.run_state = RunState::kStarting;
     }
     if (!stored_world_.empty()) {
-      state_.world = *parse_world(stored_world_);
-      state_.world.since = now_;
+      adopt_world(state_, *parse_world(stored_world_), now_);
     }
     const int life = coordinator_life_;
     at(50, [this, life] { tick(life); });
@@ -261,7 +260,7 @@ class Cluster {
       if (incarnation != uint64_t(daemon_life_[id])) return;
       if (std::holds_alternative<p::Reintroduce>(payload)) daemon_hello(id);
       if (const auto* fence = std::get_if<p::FenceTrainer>(&payload)) {
-        if (find(id, fence->incarnation)) kill_trainer(id, "fenced");
+        kill_trainer(id, "fenced");  // whatever runs in the slot
         to_coordinator(name, incarnation, p::TrainerFenced{id, fence->incarnation});
       }
       return;
@@ -272,7 +271,10 @@ class Cluster {
   void on_message(Trainer& t, const p::Payload& payload) {
     if (std::holds_alternative<p::Reintroduce>(payload)) return hello(t);
     if (std::holds_alternative<p::TrainerWelcome>(payload)) {
-      if (t.ready) return;
+      if (t.ready) {
+        if (!t.world) to_coordinator(t.id, t.incarnation, p::TrainerReady{});
+        return;
+      }
       on_trainer(t, draw(50, 400), [this](Trainer& x) {
         x.ready = true, x.phase = p::Phase::kReady;
         to_coordinator(x.id, x.incarnation, p::TrainerReady{});
