@@ -31,13 +31,13 @@ class Namespaces:
     def __enter__(self):
         sh("ip", "netns", "add", self.switch)
         inside = ("ip", "netns", "exec", self.switch, "ip")
-        sh(*inside, "link", "add", "br", "type", "bridge")
-        sh(*inside, "link", "set", "br", "up")
+        sh(*inside, "link", "add", "bridge0", "type", "bridge")
+        sh(*inside, "link", "set", "bridge0", "up")
         for host, number in HOSTS.items():
             space = self.name(host)
             sh("ip", "netns", "add", space)
             sh("ip", "-n", self.switch, "link", "add", f"p{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
-            sh(*inside, "link", "set", f"p{number}", "master", "br")
+            sh(*inside, "link", "set", f"p{number}", "master", "bridge0")
             sh(*inside, "link", "set", f"p{number}", "up")
             for command in (("link", "set", "lo", "up"), ("link", "set", "eth0", "up"), ("addr", "add", f"{SUBNET}.{number}/24", "dev", "eth0")):
                 sh("ip", "-n", space, *command)

@@ -44,7 +44,20 @@ at::Tensor rows_tensor(const std::vector<int64_t>& rows) {
   return out;
 }
 
-at::Tensor pixel_features(const at::Tensor& pixels) { return pixels.reshape({pixels.size(0), -1}).to(at::kFloat).div_(255.0); }
+// RGB averaged over square blocks to at most kPixelSide a side: a baseline of at most 3,072 numbers an image, so that its
+// probe costs seconds.
+constexpr int64_t kPixelSide = 32;
+at::Tensor pixel_features(const at::Tensor& pixels) {
+  const int64_t n = pixels.size(0), size = pixels.size(1);
+  int64_t block = 1;
+  while (size / block > kPixelSide || size % block != 0) ++block;
+  std::vector<at::Tensor> parts;
+  for (int64_t first = 0; first < n; first += 256) {
+    const at::Tensor some = pixels.narrow(0, first, std::min<int64_t>(256, n - first)).to(at::kFloat);
+    parts.push_back(some.view({-1, size / block, block, size / block, block, 3}).mean(at::IntArrayRef{2, 4}).reshape({some.size(0), -1}).div_(255.0));
+  }
+  return at::cat(parts);
+}
 
 nlohmann::ordered_json score_json(const ProbeScore& score, const Target& target) {
   nlohmann::ordered_json out{{"metric", "accuracy"}, {"value", score.accuracy}, {"standard_error", score.standard_error}, {"classes", target.classes}, {"l2", score.l2}};
@@ -103,12 +116,12 @@ ProbeScore probe(const at::Tensor& train_nd, const at::Tensor& test_nd, const Ta
   double best = -1, best_l2 = 1;
   LogisticModel previous;
   for (const double l2 : kGrid) {  // from strong to weak: each starts where the last one ended
-    previous = fit_logistic(fit, fit_labels, target.classes, {l2, 200, 1e-5}, previous.weight_dc.defined() ? &previous : nullptr);
+    previous = fit_logistic(fit, fit_labels, target.classes, {l2, 200, 2e-4}, previous.weight_dc.defined() ? &previous : nullptr);
     const double score = accuracy(predict(previous, held), held_labels);
     if (score > best) best = score, best_l2 = l2;
   }
   const Standardizer scale = Standardizer::of(train_nd);
-  const LogisticModel final_model = fit_logistic(scale.apply(train_nd), target.train, target.classes, {best_l2, 200, 1e-5});
+  const LogisticModel final_model = fit_logistic(scale.apply(train_nd), target.train, target.classes, {best_l2, 200, 2e-4});
   const double p = accuracy(predict(final_model, scale.apply(test_nd)), target.test);
   return {p, std::sqrt(p * (1 - p) / double(test_nd.size(0))), best_l2};
 }
@@ -168,7 +181,7 @@ Result<nlohmann::ordered_json> evaluate_linear(const LoadedModel& model, const L
   for (const auto& [key, value] : probes[main_label].items()) out[key] = value;
   out["label"] = main_label;
   out["probes"] = probes;
-  out["settings"] = {{"protocol", "linear"}, {"encoder", o.encoder},        {"data", o.data},  {"test_data", o.test_data.empty() ? "held out of data" : o.test_data},
+  out["settings"] = {{"protocol", "linear"}, {"encoder", o.encoder}, {"pixel_side", kPixelSide},        {"data", o.data},  {"test_data", o.test_data.empty() ? "held out of data" : o.test_data},
                      {"train_images", train.ids.size()}, {"test_images", test.ids.size()}, {"seed", o.seed}, {"step", model.state.step},
                      {"checkpoint_digest", to_hex(model.state.digest())}, {"seconds", double(monotonic_ms() - start) / 1000.0}};
   return out;

@@ -139,7 +139,7 @@ LogisticModel fit_logistic(const at::Tensor& features_nd, const std::vector<int6
     for (size_t i = 0; i < x.size(); ++i) step[i] = next[i] - x[i], change[i] = next_gradient[i] - gradient[i];
     history.add(std::move(step), std::move(change));
     x.swap(next), gradient.swap(next_gradient);
-    if (std::fabs(value - next_value) < 1e-9 * std::max(1.0, std::fabs(value))) {
+    if (std::fabs(value - next_value) < 1e-6 * std::max(1.0, std::fabs(value))) {
       value = next_value;
       break;
     }
