@@ -54,7 +54,8 @@ TEST(Nccl, ExchangeIsTheTreesSumOnEveryRank) {
     listeners.push_back(*MeshListener::open("127.0.0.1"));
     peers.push_back({r, "127.0.0.1:" + std::to_string(listeners.back()->port()), 1});
   }
-  std::vector<std::vector<float>> results(size_t(world), std::vector<float>(kFloats));
+  const auto rank_count = static_cast<size_t>(world);
+  std::vector<std::vector<float>> results(rank_count, std::vector<float>(kFloats));
   std::vector<std::string> errors{size_t(world)};
   const auto run = [&](Rank r) -> Status {
     AbortSignal abort;
