@@ -31,7 +31,7 @@ Decision decide(const State& state, const std::map<WorkerId, proto::Sealed>& sur
     const bool behind = applied < state.committed;  // the ledger has step `applied`: somebody who is gone applied it
     const auto holds = [&](const proto::Sealed& s, Step step) { return s.applied == step || (s.applied + 1 == step && s.prepared); };
     d.start_step = applied;
-    if (behind && std::all_of(survivors.begin(), survivors.end(), [&](const auto& s) { return holds(s.second, applied + 1); })) d.start_step = applied + 1;
+    if (behind && std::any_of(survivors.begin(), survivors.end(), [&](const auto& s) { return holds(s.second, applied + 1); })) d.start_step = applied + 1;
     int holders = 0;
     for (const auto& [id, sealed] : survivors) {
       if (!holds(sealed, d.start_step)) continue;

@@ -141,6 +141,7 @@ class Cluster {
       if (const auto it = stored_ledger_.find(stored->done.step); it != stored_ledger_.end() && it->second != record) violate("a committed step changed: " + std::to_string(stored->done.step));
       if (record.state != digest_of(stored->done.step, 0)) violate("step " + std::to_string(stored->done.step) + " was committed from a state that is not the function's");
       stored_ledger_[stored->done.step] = record;
+      rewound_ = false;
     } else if (const auto* meta = std::get_if<StoreMeta>(&effect)) {
       if (meta->key == "world") stored_world_ = meta->value;
       if (state_.dataset) stored_dataset_ = state_.dataset;
@@ -169,7 +170,8 @@ class Cluster {
     const std::string text = members + "@" + std::to_string(start.start_step);
     const auto [it, fresh] = granted_.emplace(start.generation, text);
     if (!fresh && it->second != text) violate("generation " + to_string(start.generation) + " was granted twice: " + it->second + " and " + text);
-    if (start.source == p::StateSource::kPeer && start.start_step + 1 < state_.committed) violate("the source of state is behind committed step " + std::to_string(state_.committed - 1));
+    if (start.source != p::StateSource::kPeer && start.start_step < state_.committed) rewound_ = true;  // until new steps are committed
+    if (start.source == p::StateSource::kPeer && start.start_step < state_.committed && !rewound_) violate("the source of state is behind committed step " + std::to_string(state_.committed - 1));
   }
 
   void check_end() {
@@ -320,8 +322,10 @@ class Cluster {
         if (!find(m.worker_id, m.incarnation)) return fault(t, m.worker_id + " is not reachable");
       }
     if (start.source == p::StateSource::kPeer) {
-      if (t.applied + 1 == start.start_step && t.prepared && o_.bug != Bug::kIgnorePrepared) ++t.applied;
-      else if (t.applied != start.start_step) {
+      if (t.applied + 1 == start.start_step && t.prepared) {
+        ++t.applied;
+        if (o_.bug == Bug::kStaleGradient) t.taint = 1;
+      } else if (t.applied != start.start_step) {
         const Trainer& source = trainers_[start.members[size_t(start.source_rank)].worker_id];
         const bool has = source.applied == start.start_step || (source.applied + 1 == start.start_step && source.prepared);
         t.taint = has ? source.taint : 1;
@@ -486,7 +490,7 @@ class Cluster {
   std::priority_queue<Later> queue_;
   uint64_t order_ = 0, incarnations_ = 0, term_ = 0;
   Millis now_ = 0;
-  bool done_ = false, coordinator_up_ = false;
+  bool done_ = false, coordinator_up_ = false, rewound_ = false;
   int exit_code_ = -1, coordinator_life_ = 0, loader_life_ = 0;
   std::map<WorkerId, Trainer> trainers_;
   std::map<WorkerId, int> daemon_life_;

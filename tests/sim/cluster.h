@@ -24,7 +24,7 @@ enum class Bug {
   kApplyBeforeAllVotes,    // a trainer applies after its own vote
   kForgetGeneration,       // a trainer acts on WorldStart of an older generation
   kReuseTerm,              // a restarted coordinator takes the old term again
-  kIgnorePrepared,         // survivors that must roll forward start a step behind the ledger with other state
+  kStaleGradient,          // a survivor rolls forward with a gradient that was overwritten
 };
 
 struct Options {

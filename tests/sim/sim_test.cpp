@@ -45,7 +45,7 @@ TEST_P(PlantedBug, IsFound) {
   }
   FAIL() << "400 seeds did not find the planted bug";
 }
-INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Values(Bug::kApplyBeforeAllVotes, Bug::kReuseTerm, Bug::kIgnorePrepared));
+INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Values(Bug::kApplyBeforeAllVotes, Bug::kReuseTerm, Bug::kStaleGradient));
 
 }  // namespace
 }  // namespace tessera::sim
