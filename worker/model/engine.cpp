@@ -14,6 +14,7 @@
 
 #include "worker/model/kernels.h"
 #include "worker/model/networks.h"
+#include "worker/model/numerics.h"
 
 namespace tessera::model {
 namespace {
@@ -167,6 +168,7 @@ at::Tensor interpolate_position(const at::Tensor& table_nd, int64_t grid) {
 Result<std::unique_ptr<Engine>> Engine::make(const FunctionConfig& function, const std::string& device) {
   if (device != "cpu")
     return fail(ErrorCode::kFixConfig, "[engine] device " + device + ": this build computes on cpu only; set operation.device: cpu");
+  choose_matmul();
   return std::unique_ptr<Engine>(std::make_unique<CpuEngine>(function));
 }
 

@@ -1,8 +1,6 @@
 #include "worker/model/passes.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -13,20 +11,41 @@
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/sum.h>
 
+#include "worker/model/attention.h"
 #include "worker/model/kernels.h"
 
 namespace tessera::model {
 namespace {
 
 constexpr double kEps = 1e-6;
+constexpr int64_t kPairsPerTask = 8;  // (sequence, head) pairs
 
-struct Heads {
-  at::Tensor q, k, v;  // [b, h, n, d / h], views of the packed [r, 3 d]
-};
-Heads split_heads(const at::Tensor& qkv_rd, int64_t b, int64_t heads) {
-  const int64_t n = qkv_rd.size(0) / b, d = qkv_rd.size(1) / 3;
-  const auto packed = qkv_rd.view({b, n, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
-  return {packed.select(0, 0), packed.select(0, 1), packed.select(0, 2)};
+kernels::AttentionShape attention_shape(const at::Tensor& qkv_rd, int64_t b, int64_t heads) { return {b, heads, qkv_rd.size(0) / b, qkv_rd.size(1) / 3 / heads}; }
+
+// [r, 3 d] -> [r, d]; lse [b, h, n] when wanted.
+at::Tensor attend(const at::Tensor& qkv_rd, int64_t b, int64_t heads, at::Tensor* lse_bhn) {
+  const kernels::AttentionShape shape = attention_shape(qkv_rd, b, heads);
+  at::Tensor out_rd = at::empty({qkv_rd.size(0), qkv_rd.size(1) / 3}, qkv_rd.options());
+  if (lse_bhn) *lse_bhn = at::empty({b, heads, shape.tokens}, qkv_rd.options());
+  const float* qkv = qkv_rd.const_data_ptr<float>();
+  float *out = out_rd.mutable_data_ptr<float>(), *lse = lse_bhn ? lse_bhn->mutable_data_ptr<float>() : nullptr;
+  at::parallel_for(0, b * heads, kPairsPerTask, [&](int64_t first, int64_t last) {
+    std::vector<float> scratch(size_t(kernels::attention_scratch_floats(shape)));
+    kernels::attention_forward(shape, qkv, first, last, out, lse, scratch.data());
+  });
+  return out_rd;
+}
+
+at::Tensor attend_backward(const at::Tensor& qkv_rd, const at::Tensor& out_rd, const at::Tensor& lse_bhn, const at::Tensor& dout_rd, int64_t b, int64_t heads) {
+  const kernels::AttentionShape shape = attention_shape(qkv_rd, b, heads);
+  at::Tensor dqkv_rd = at::empty(qkv_rd.sizes(), qkv_rd.options());
+  const float *qkv = qkv_rd.const_data_ptr<float>(), *out = out_rd.const_data_ptr<float>(), *lse = lse_bhn.const_data_ptr<float>(), *dout = dout_rd.const_data_ptr<float>();
+  float* dqkv = dqkv_rd.mutable_data_ptr<float>();
+  at::parallel_for(0, b * heads, kPairsPerTask, [&](int64_t first, int64_t last) {
+    std::vector<float> scratch(size_t(kernels::attention_scratch_floats(shape)));
+    kernels::attention_backward(shape, qkv, out, lse, dout, first, last, dqkv, scratch.data());
+  });
+  return dqkv_rd;
 }
 
 }  // namespace
@@ -80,33 +99,25 @@ at::Tensor Passes::norm_backward(const FlatBuffers& w, const at::Tensor& x_rd, c
 at::Tensor Passes::block(const FlatBuffers& w, const BlockPlaces& p, const at::Tensor& x_rd, int64_t b, int64_t heads, BlockTape* tape) const {
   Norm norm1 = norm(w, x_rd, p.norm1_w, p.norm1_b);
   at::Tensor qkv_rd = linear(w, norm1.out_rd, p.qkv_w, p.qkv_b);
-  const Heads heads_bhnd = split_heads(qkv_rd, b, heads);
-  auto [attention, lse] = at::_scaled_dot_product_flash_attention_for_cpu(heads_bhnd.q, heads_bhnd.k, heads_bhnd.v, 0.0, false);
-  const at::Tensor joined_rd = attention.transpose(1, 2).reshape(x_rd.sizes());
+  at::Tensor lse_bhn;
+  at::Tensor joined_rd = attend(qkv_rd, b, heads, tape ? &lse_bhn : nullptr);
   at::Tensor middle_rd = linear(w, joined_rd, p.proj_w, p.proj_b).add_(x_rd);
   Norm norm2 = norm(w, middle_rd, p.norm2_w, p.norm2_b);
   at::Tensor hidden_rd = linear(w, norm2.out_rd, p.fc1_w, p.fc1_b);
   at::Tensor activated_rd = at::gelu(hidden_rd);
   at::Tensor out_rd = linear(w, activated_rd, p.fc2_w, p.fc2_b).add_(middle_rd);
-  if (tape) *tape = {x_rd, middle_rd, norm1, norm2, qkv_rd, attention, lse, hidden_rd, activated_rd};
+  if (tape) *tape = {x_rd, middle_rd, norm1, norm2, qkv_rd, joined_rd, lse_bhn, hidden_rd, activated_rd};
   return out_rd;
 }
 
 at::Tensor Passes::block_backward(const FlatBuffers& w, const BlockPlaces& p, const BlockTape& t, const at::Tensor& dy_rd, int64_t b, int64_t heads,
                                   FlatBuffers& gradient) const {
-  const int64_t d = dy_rd.size(1), n = dy_rd.size(0) / b;
   const at::Tensor dactivated = linear_backward(w, t.activated_rd, dy_rd, p.fc2_w, p.fc2_b, gradient, true);
   const at::Tensor dhidden = at::gelu_backward(dactivated, t.hidden_rd);
   const at::Tensor dnorm2 = linear_backward(w, t.norm2.out_rd, dhidden, p.fc1_w, p.fc1_b, gradient, true);
   const at::Tensor dmiddle = norm_backward(w, t.middle_rd, t.norm2, dnorm2, dy_rd, p.norm2_w, p.norm2_b, gradient);
-  const at::Tensor joined_rd = t.attention_bhnd.transpose(1, 2).reshape({b * n, d});
-  const at::Tensor djoined = linear_backward(w, joined_rd, dmiddle, p.proj_w, p.proj_b, gradient, true);
-  const Heads in = split_heads(t.qkv_rd, b, heads);
-  const at::Tensor dattention = djoined.view({b, n, heads, d / heads}).transpose(1, 2);
-  auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(dattention, in.q, in.k, in.v, t.attention_bhnd, t.lse, 0.0, false);
-  at::Tensor dqkv_rd = at::empty({b * n, 3 * d}, dy_rd.options());
-  const Heads out = split_heads(dqkv_rd, b, heads);
-  out.q.copy_(dq), out.k.copy_(dk), out.v.copy_(dv);
+  const at::Tensor djoined = linear_backward(w, t.joined_rd, dmiddle, p.proj_w, p.proj_b, gradient, true);
+  const at::Tensor dqkv_rd = attend_backward(t.qkv_rd, t.joined_rd, t.lse_bhn, djoined, b, heads);
   const at::Tensor dnorm1 = linear_backward(w, t.norm1.out_rd, dqkv_rd, p.qkv_w, p.qkv_b, gradient, true);
   return norm_backward(w, t.x_rd, t.norm1, dnorm1, dmiddle, p.norm1_w, p.norm1_b, gradient);
 }

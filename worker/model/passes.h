@@ -25,7 +25,7 @@ struct Norm {
 struct BlockTape {
   at::Tensor x_rd, middle_rd;          // input, and after attention
   Norm norm1, norm2;
-  at::Tensor qkv_rd, attention_bhnd, lse;
+  at::Tensor qkv_rd, joined_rd, lse_bhn;  // joined: all heads' answers, before the projection
   at::Tensor hidden_rd, activated_rd;  // before and after GELU
 };
 

@@ -11,6 +11,7 @@
 #include "common/file.h"
 #include "common/philox.h"
 #include "worker/model/engine.h"
+#include "worker/model/numerics.h"
 #include "worker/optimizer/update.h"
 #include "worker/tool/commands.h"
 
@@ -20,7 +21,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string model = "vit_tiny", precision = "fp32", device = "cpu";
+  std::string model = "vit_tiny", precision = "fp32", device = "cpu", config;
   int64_t patch = 16, size = 224, tile = 16, threads = 1, repeats = 7, predictor_depth = 6, predictor_dim = 384;
   bool json = false;
 };
@@ -73,6 +74,10 @@ double median(std::vector<double> values) {
 }
 
 Result<FunctionConfig> function_of(const Options& o) {
+  if (!o.config.empty()) {
+    TESSERA_ASSIGN(const Config config, load_config(o.config, {}));
+    return config.function;
+  }
   TESSERA_ASSIGN(const Config config,
                  parse_config("function: {masks: {min_keep: 0}}", "bench", {"function.model.name=" + o.model, "function.model.patch_size=" + std::to_string(o.patch),
                                                                             "function.model.image_size=" + std::to_string(o.size), "function.precision=" + o.precision,
@@ -88,7 +93,8 @@ Result<nlohmann::json> run(const Options& o) {
   TESSERA_ASSIGN(const auto engine, model::Engine::make(f, o.device));
   model::State state = model::State::initial(f);
   model::FlatBuffers gradient = model::make_buffers(state.layout);
-  const model::Tile tile = make_tile(f, o.tile);
+  const int64_t images = f.batch.tile_size;
+  const model::Tile tile = make_tile(f, images);
   std::vector<float> target(size_t(state.layout.target_floats));
   Times t;
   for (int64_t i = 0; i < o.repeats + 1; ++i) {
@@ -104,15 +110,15 @@ Result<nlohmann::json> run(const Options& o) {
     t.total.push_back(seconds(start, done)), t.gradient.push_back(seconds(start, evaluated));
     t.update.push_back(seconds(evaluated, updated)), t.ema.push_back(seconds(updated, done));
   }
-  const double flops = step_flops(f, tile) * double(o.tile), seconds = median(t.total);
+  const double flops = step_flops(f, tile) * double(images), seconds = median(t.total);
   const auto [fastest, slowest] = std::minmax_element(t.total.begin(), t.total.end());
-  return nlohmann::json{{"images_per_second", {{"min", double(o.tile) / *slowest}, {"median", double(o.tile) / seconds}, {"max", double(o.tile) / *fastest}}},
+  return nlohmann::json{{"images_per_second", {{"min", double(images) / *slowest}, {"median", double(images) / seconds}, {"max", double(images) / *fastest}}},
                         {"seconds_per_step", seconds},
                         {"tflops", flops / median(t.gradient) / 1e12},
                         {"mfu", nullptr},  // a CPU has no stated peak
                         {"memory_bytes", peak_memory_bytes()},
                         {"split", {{"gradient", median(t.gradient)}, {"update", median(t.update)}, {"ema", median(t.ema)}}},
-                        {"settings", {{"model", o.model}, {"patch", o.patch}, {"size", o.size}, {"tile", o.tile}, {"precision", o.precision}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
+                        {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
 }
 
 }  // namespace
@@ -124,6 +130,7 @@ int bench_main(int argc, char** argv) {
   Options o;
   CLI::App* step = app.add_subcommand("step", "gradient of one tile, AdamW and EMA, without data and communication");
   step->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
+  step->add_option("--config", o.config, "the function of a configuration file instead of the options below")->check(CLI::ExistingFile);
   step->add_option("--patch", o.patch)->capture_default_str();
   step->add_option("--size", o.size, "image size")->capture_default_str();
   step->add_option("--tile", o.tile, "images")->check(CLI::Range(1, 65536))->capture_default_str();

@@ -1,12 +1,12 @@
 // tessera-model: what needs LibTorch and no cluster. `tessera` starts it for its own subcommands of the same names.
 #include <malloc.h>
 
-#include <cstdlib>
 #include <iostream>
 #include <string>
 
 #include "common/version.h"
 #include "worker/evaluate/commands.h"
+#include "worker/model/numerics.h"
 #include "worker/tool/commands.h"
 
 namespace {
@@ -33,8 +33,7 @@ int usage(std::ostream& out, int code) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Chooses library code paths, so it decides bits: set before the first call into LibTorch, as in tessera-trainer.
-  setenv("MKL_CBWR", "AVX2", 1);
+  tessera::model::pin_library_environment();
   mallopt(M_MMAP_THRESHOLD, 1 << 30);  // activations of a step are freed and taken again at once
   mallopt(M_TRIM_THRESHOLD, -1);
   const std::string name = argc > 1 ? argv[1] : "";
@@ -44,7 +43,10 @@ int main(int argc, char** argv) {
     return 0;
   }
   for (const Subcommand& s : kSubcommands)
-    if (name == s.name) return s.run(argc - 1, argv + 1);
+    if (name == s.name) {
+      tessera::model::choose_matmul();
+      return s.run(argc - 1, argv + 1);
+    }
   if (!name.empty()) std::cerr << "error: there is no subcommand " << name << "\n";
   return usage(std::cerr, tessera::exit_codes::kUsage);
 }

@@ -1,10 +1,8 @@
 // tessera-trainer: one device's share of a run. Started and watched by tessera-worker.
 #include <CLI/CLI.hpp>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <csignal>
 #include <cstdlib>
-#include <fstream>
 #include <iostream>
 #include <malloc.h>
 #include <sys/utsname.h>
@@ -12,38 +10,13 @@
 
 #include "common/log.h"
 #include "common/version.h"
+#include "worker/model/numerics.h"
 #include "worker/trainer/trainer.h"
-
-namespace {
-
-// Variables that choose library code paths decide bits: ours are set before the first call into LibTorch.
-void pin_environment() {
-  for (const char* name : {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "OMP_DYNAMIC", "MKL_DYNAMIC",
-                           "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"})
-    unsetenv(name);
-  setenv("MKL_CBWR", "AVX2", 1);
-}
-
-// "AMD EPYC 9B45"; "unknown" where the kernel does not say.
-std::string cpu_model() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.starts_with("model name")) return line.substr(std::min(line.size(), line.find(':') + 2));
-  return "unknown";
-}
-
-// Equal strings promise equal bits (DESIGN section 1).
-std::string numerics_class(const std::string& device, int threads) {
-  return device.substr(0, device.find(':')) + ";model=" + cpu_model() + ";isa=" + at::get_cpu_capability() + ";mkl_cbwr=AVX2;matmul=highest;threads=" + std::to_string(threads) +
-         ";libtorch=" + tessera::kLibtorchVersion + ";tessera=" + tessera::kVersion + "+" + tessera::build_commit();
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   using namespace tessera;
   using trainer::ControlLink;
-  pin_environment();
+  model::pin_library_environment();
   // Activations of a step are freed and taken again at once: keep them in the heap instead of returning them to the system.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);
@@ -84,7 +57,7 @@ int main(int argc, char** argv) {
   collective::AbortSignal abort;
   ControlLink::Options options;
   options.coordinator = coordinator;
-  options.hello = {worker_id, host.nodename, {kVersion, build_commit(), kProtocolVersion}, getpid(), device, numerics_class(device, threads),
+  options.hello = {worker_id, host.nodename, {kVersion, build_commit(), kProtocolVersion}, getpid(), device, model::numerics_class(device, threads),
                    advertise + ":" + std::to_string((*listener)->port()), 0, {}, -1};
   auto link = ControlLink::start(options, abort);
   if (!link) {

@@ -1,0 +1,218 @@
+#include "worker/model/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+// Sixteen lanes: one AVX-512 register, two of AVX2. GCC's vector extension keeps the code portable; the clones choose the
+// instructions when the program starts.
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TESSERA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define TESSERA_CLONES
+#endif
+#define TESSERA_INLINE __attribute__((always_inline)) static inline
+
+namespace tessera::model::kernels {
+namespace {
+
+constexpr int64_t kLanes = 16;
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t VecInt __attribute__((vector_size(64)));
+
+int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+TESSERA_INLINE void load(Vec& v, const float* from) { v = *reinterpret_cast<const Vec*>(from); }
+TESSERA_INLINE void store(float* to, const Vec& v) { *reinterpret_cast<Vec*>(to) = v; }
+
+TESSERA_INLINE float fold(const Vec& v) {
+  float eight[8], four[4];
+  for (int i = 0; i < 8; ++i) eight[i] = v[i] + v[i + 8];
+  for (int i = 0; i < 4; ++i) four[i] = eight[i] + eight[i + 4];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// e^x to about 1e-7 relative (Cephes' expf): 2^n times a polynomial on [-ln2/2, ln2/2]. Below -87: e^-87.
+TESSERA_INLINE void exp_in_place(Vec& x) {
+  constexpr float kLow = -87.0f, kHigh = 88.0f, kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
+  x = x < kLow ? Vec{} + kLow : x;
+  x = x > kHigh ? Vec{} + kHigh : x;
+  const Vec n = (x * 1.44269504088896341f + kRound) - kRound;
+  const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const VecInt power = (__builtin_convertvector(n, VecInt) + 127) << 23;
+  Vec scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  x = p * scale;
+}
+
+// C [R, 16 V] = A [R, inner] B [inner, 16 V]; A by strides, B and C by rows.
+template <int R, int V>
+TESSERA_INLINE void tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t inner) {
+  Vec sum[R][V] = {};
+  for (int64_t k = 0; k < inner; ++k) {
+    Vec right[V];
+    for (int v = 0; v < V; ++v) load(right[v], b + k * b_row + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const float left = a[r * a_row + k * a_column];
+      for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + left * right[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(c + r * c_row + v * kLanes, sum[r][v]);
+}
+
+template <int V>
+TESSERA_INLINE void rows(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t count, int64_t inner) {
+  constexpr int kMost = V == 1 ? 12 : 8;
+  int64_t r = 0;
+  for (; r + kMost <= count; r += kMost) tile<kMost, V>(a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, inner);
+  for (; r + 4 <= count; r += 4) tile<4, V>(a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, inner);
+  for (; r < count; ++r) tile<1, V>(a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, inner);
+}
+
+// C [count, columns] = A B, columns a multiple of 16.
+TESSERA_INLINE void product(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t count, int64_t columns, int64_t inner) {
+  int64_t j = 0;
+  for (; j + 3 * kLanes <= columns; j += 3 * kLanes) rows<3>(a, a_row, a_column, b + j, b_row, c + j, c_row, count, inner);
+  for (; j + 2 * kLanes <= columns; j += 2 * kLanes) rows<2>(a, a_row, a_column, b + j, b_row, c + j, c_row, count, inner);
+  for (; j < columns; j += kLanes) rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, count, inner);
+}
+
+// Rows of a head out of a packed matrix into [tokens, width], padded with zeros to width.
+TESSERA_INLINE void take(const float* from, int64_t stride, int64_t tokens, int64_t e, int64_t width, float scale, float* to) {
+  for (int64_t i = 0; i < tokens; ++i) {
+    for (int64_t j = 0; j < e; ++j) to[i * width + j] = from[i * stride + j] * scale;
+    for (int64_t j = e; j < width; ++j) to[i * width + j] = 0;
+  }
+}
+// The same transposed: [e, columns].
+TESSERA_INLINE void take_transposed(const float* from, int64_t stride, int64_t tokens, int64_t e, int64_t columns, float* to) {
+  for (int64_t j = 0; j < e; ++j)
+    for (int64_t i = tokens; i < columns; ++i) to[j * columns + i] = 0;
+  for (int64_t i = 0; i < tokens; ++i)
+    for (int64_t j = 0; j < e; ++j) to[j * columns + i] = from[i * stride + j];
+}
+TESSERA_INLINE void give(const float* from, int64_t width, int64_t tokens, int64_t e, float scale, float* to, int64_t stride) {
+  for (int64_t i = 0; i < tokens; ++i)
+    for (int64_t j = 0; j < e; ++j) to[i * stride + j] = from[i * width + j] * scale;
+}
+
+// exp(row - shift) over the first n of `columns` values, zero behind them; returns the sum.
+TESSERA_INLINE float exponentials(float* row, int64_t n, int64_t columns, float shift) {
+  Vec sum{};
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    Vec x;
+    load(x, row + j);
+    x = x - shift;
+    exp_in_place(x);
+    store(row + j, x);
+    if (j + kLanes > n) {
+      for (int64_t i = n; i < j + kLanes; ++i) row[i] = 0;
+      load(x, row + j);
+    }
+    sum = sum + x;
+  }
+  return fold(sum);
+}
+
+TESSERA_INLINE float largest(const float* row, int64_t n) {
+  float lanes[kLanes];
+  const int64_t first = std::min(n, kLanes);
+  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = row[std::min(j, first - 1)];
+  int64_t j = kLanes;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = row[j + lane] > lanes[lane] ? row[j + lane] : lanes[lane];
+  for (; j < n; ++j) lanes[0] = row[j] > lanes[0] ? row[j] : lanes[0];
+  float out = lanes[0];
+  for (int64_t lane = 1; lane < kLanes; ++lane) out = lanes[lane] > out ? lanes[lane] : out;
+  return out;
+}
+
+struct Sizes {
+  int64_t n, e, columns, width, packed, joined;
+  explicit Sizes(const AttentionShape& s)
+      : n(s.tokens), e(s.head_dim), columns(padded(s.tokens)), width(padded(s.head_dim)), packed(3 * s.heads * s.head_dim), joined(s.heads * s.head_dim) {}
+};
+
+}  // namespace
+
+int64_t attention_scratch_floats(const AttentionShape& shape) {
+  const Sizes s(shape);
+  return 2 * s.n * s.columns + 2 * s.e * s.columns + 6 * s.n * s.width;
+}
+
+TESSERA_CLONES
+void attention_forward(const AttentionShape& shape, const float* qkv, int64_t first, int64_t last, float* out, float* lse, float* scratch) {
+  const Sizes s(shape);
+  const float scale = 1.0f / std::sqrt(float(s.e));
+  float* logits = scratch;
+  float* keys_t = logits + s.n * s.columns;
+  float* query = keys_t + s.e * s.columns;
+  float* value = query + s.n * s.width;
+  float* answer = value + s.n * s.width;
+  for (int64_t pair = first; pair < last; ++pair) {
+    const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
+    const float* q = qkv + sequence * s.n * s.packed + head * s.e;
+    take(q, s.packed, s.n, s.e, s.width, scale, query);
+    take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
+    take(q + 2 * s.joined, s.packed, s.n, s.e, s.width, 1.0f, value);
+    product(query, s.width, 1, keys_t, s.columns, logits, s.columns, s.n, s.columns, s.e);
+    for (int64_t i = 0; i < s.n; ++i) {
+      float* row = logits + i * s.columns;
+      const float top = largest(row, s.n), sum = exponentials(row, s.n, s.columns, top), inverse = 1.0f / sum;
+      for (int64_t j = 0; j < s.columns; ++j) row[j] *= inverse;
+      if (lse) lse[pair * s.n + i] = top + std::log(sum);
+    }
+    product(logits, s.columns, 1, value, s.width, answer, s.width, s.n, s.width, s.n);
+    give(answer, s.width, s.n, s.e, 1.0f, out + sequence * s.n * s.joined + head * s.e, s.joined);
+  }
+}
+
+TESSERA_CLONES
+void attention_backward(const AttentionShape& shape, const float* qkv, const float* out, const float* lse, const float* dout, int64_t first, int64_t last, float* dqkv,
+                        float* scratch) {
+  const Sizes s(shape);
+  const float scale = 1.0f / std::sqrt(float(s.e));
+  float* p = scratch;
+  float* dp = p + s.n * s.columns;
+  float* keys_t = dp + s.n * s.columns;
+  float* value_t = keys_t + s.e * s.columns;
+  float* query = value_t + s.e * s.columns;
+  float* key = query + s.n * s.width;
+  float* grad = key + s.n * s.width;
+  float* answer = grad + s.n * s.width;
+  for (int64_t pair = first; pair < last; ++pair) {
+    const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
+    const float* q = qkv + sequence * s.n * s.packed + head * s.e;
+    const float* o = out + sequence * s.n * s.joined + head * s.e;
+    const float* d_o = dout + sequence * s.n * s.joined + head * s.e;
+    float* d_q = dqkv + sequence * s.n * s.packed + head * s.e;
+    take(q, s.packed, s.n, s.e, s.width, scale, query);
+    take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
+    take(q + s.joined, s.packed, s.n, s.e, s.width, scale, key);
+    take_transposed(q + 2 * s.joined, s.packed, s.n, s.e, s.columns, value_t);
+    take(d_o, s.joined, s.n, s.e, s.width, 1.0f, grad);
+    product(query, s.width, 1, keys_t, s.columns, p, s.columns, s.n, s.columns, s.e);
+    for (int64_t i = 0; i < s.n; ++i) exponentials(p + i * s.columns, s.n, s.columns, lse[pair * s.n + i]);
+    product(p, 1, s.columns, grad, s.width, answer, s.width, s.n, s.width, s.n);  // dV = P^T dO
+    give(answer, s.width, s.n, s.e, 1.0f, d_q + 2 * s.joined, s.packed);
+    product(grad, s.width, 1, value_t, s.columns, dp, s.columns, s.n, s.columns, s.e);  // dP = dO V^T
+    for (int64_t i = 0; i < s.n; ++i) {
+      float mean = 0;  // sum_j P_ij dP_ij = dO_i . O_i
+      for (int64_t j = 0; j < s.e; ++j) mean += d_o[i * s.joined + j] * o[i * s.joined + j];
+      for (int64_t j = 0; j < s.columns; ++j) dp[i * s.columns + j] = p[i * s.columns + j] * (dp[i * s.columns + j] - mean);
+    }
+    product(dp, s.columns, 1, key, s.width, answer, s.width, s.n, s.width, s.n);  // dQ = dS K scale
+    give(answer, s.width, s.n, s.e, 1.0f, d_q, s.packed);
+    product(dp, 1, s.columns, query, s.width, answer, s.width, s.n, s.width, s.n);  // dK = dS^T Q scale
+    give(answer, s.width, s.n, s.e, 1.0f, d_q + s.joined, s.packed);
+  }
+}
+
+}  // namespace tessera::model::kernels
