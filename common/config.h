@@ -59,6 +59,7 @@ struct MaskConfig {
   Pair context_scale{0.85, 1.0};
   Pair context_aspect{1.0, 1.0};
   bool allow_overlap = false;
+  std::string target_masking = "output";  // output | input: where the target encoder is cut down to a target block
   int64_t min_keep = 10;
   int64_t context_multiple = 1;
 };

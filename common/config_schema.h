@@ -46,6 +46,7 @@ void visit_function(F& f, Visitor&& v) {
   v(FieldInfo{"function.masks.context_scale", "Area of the context block over the grid's, before the targets are removed.", "[0.001, 1]"}, f.masks.context_scale);
   v(FieldInfo{"function.masks.context_aspect", "Height over width of the context block.", "[0.05, 20]"}, f.masks.context_aspect);
   v(FieldInfo{"function.masks.allow_overlap", "Leave the targets in the context.", ""}, f.masks.allow_overlap);
+  v(FieldInfo{"function.masks.target_masking", "Whether the target encoder sees the whole image and its output is masked (what was published), or only the patches of each target block (the paper's ablation).", "output | input"}, f.masks.target_masking);
   v(FieldInfo{"function.masks.min_keep", "A mask must hold more patches than this.", "[0, 65536]"}, f.masks.min_keep);
   v(FieldInfo{"function.masks.context_multiple", "The kept context length is cut down to a multiple of this; 1 is what was published.", "[1, 1024]"}, f.masks.context_multiple);
   v(FieldInfo{"function.batch.tile_size", "Images per tile, the atom of a step.", "[1, 65536]"}, f.batch.tile_size);

@@ -102,7 +102,8 @@ ImageFlops image_flops(const FunctionConfig& f, const MaskLengths& lengths) {
   const double hidden = double(int64_t(width * f.predictor.mlp_ratio + 1e-6));
   const double sequence = double(f.predictor.depth) * block_flops(lengths.context + lengths.target, width, hidden) + 2 * lengths.target * width * dim;
   ImageFlops out;
-  out.target = encoder_flops(f.model, double(f.model.grid() * f.model.grid()));
+  const bool whole = f.masks.target_masking == "output";
+  out.target = whole ? encoder_flops(f.model, double(f.model.grid() * f.model.grid())) : double(lengths.targets) * encoder_flops(f.model, lengths.target);
   out.context = 3 * double(lengths.contexts) * encoder_flops(f.model, lengths.context);
   out.predictor = 3 * double(lengths.contexts) * (2 * lengths.context * dim * width + double(lengths.targets) * sequence);
   return out;

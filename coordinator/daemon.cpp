@@ -41,11 +41,12 @@ std::string new_lineage() { return random_token().substr(0, 16); }
 
 class Coordinator {
  public:
-  static Result<std::unique_ptr<Coordinator>> open(Config config, StartMode mode);
+  static Result<std::unique_ptr<Coordinator>> open(Config config, StartMode mode, const std::string& root);
   int run(SignalWatch& signals);
 
  private:
   Status open_store(StartMode mode);
+  Status adopt_root(const std::string& root);
   Status restore();
   Status listen();
   void feed(const Event& event);
@@ -70,7 +71,7 @@ class Coordinator {
   Millis next_snapshot_ = 0;
 };
 
-Result<std::unique_ptr<Coordinator>> Coordinator::open(Config config, StartMode mode) {
+Result<std::unique_ptr<Coordinator>> Coordinator::open(Config config, StartMode mode, const std::string& root) {
   auto c = std::make_unique<Coordinator>();
   c->config_ = std::move(config);
   auto& op = c->config_.operation;
@@ -84,6 +85,7 @@ Result<std::unique_ptr<Coordinator>> Coordinator::open(Config config, StartMode 
   c->machine_.run_dir = op.run_dir;
   c->machine_.checkpoint_root = op.run_dir + "/checkpoints";
   TESSERA_TRY(c->open_store(mode));
+  if (!root.empty()) TESSERA_TRY(c->adopt_root(root));
   TESSERA_TRY(c->restore());
   TESSERA_TRY(c->listen());
   return c;
@@ -105,6 +107,14 @@ Status Coordinator::open_store(StartMode mode) {
   return make_folders(machine_.checkpoint_root);
 }
 
+// A checkpoint from elsewhere becomes the first state of this run's lineage.
+Status Coordinator::adopt_root(const std::string& root) {
+  TESSERA_ASSIGN(const Step step, copy_root_checkpoint(root, machine_.function, machine_.checkpoint_root));
+  TESSERA_TRY(store_->write_meta("root_step", std::to_string(step)));
+  log_info("the run begins with step {} of {}", step, root);
+  return {};
+}
+
 // What an earlier coordinator of this run knew.
 Status Coordinator::restore() {
   TESSERA_ASSIGN(auto meta, store_->read_meta());
@@ -119,6 +129,7 @@ Status Coordinator::restore() {
   for (const auto& [key, value] : std::map<std::string, std::string>{{"function_id", id}, {"lineage", machine_.lineage}, {"term", std::to_string(machine_.term)}})
     TESSERA_TRY(store_->write_meta(key, value));
   state_.checkpoints = list_checkpoints(machine_.checkpoint_root);
+  if (meta.contains("root_step")) state_.root = state_.committed = std::strtoll(meta["root_step"].c_str(), nullptr, 10);
   TESSERA_ASSIGN(const auto ledger, store_->read_ledger(machine_.lineage));
   for (const auto& row : ledger) {
     if (row.step != state_.committed) break;
@@ -147,22 +158,48 @@ Status Coordinator::restore() {
   return {};
 }
 
+// Where the run's last coordinator listened; zeros when there was none. Its peers still know it by these ports, and
+// `tessera` by this token: a restarted one takes them up again where the configuration leaves the port free.
+struct LastAddress {
+  int control_port = 0, http_port = 0;
+  std::string token;
+};
+LastAddress last_address(const std::string& run_dir) {
+  const auto text = read_file(run_dir + "/address.json");
+  const nlohmann::json document = text ? nlohmann::json::parse(*text, nullptr, false) : nlohmann::json();
+  if (!document.is_object()) return {};
+  const auto port = [&](const char* key) {
+    const std::string address = document.value(key, "");
+    const size_t colon = address.rfind(':');
+    return colon == std::string::npos ? 0 : std::atoi(address.c_str() + colon + 1);
+  };
+  return {port("control"), port("http"), document.value("token", "")};
+}
+
 Status Coordinator::listen() {
   const auto& op = machine_.operation;
+  const LastAddress last = last_address(machine_.run_dir);
   proto::ChannelOptions channel;
   channel.sender = "coordinator";
   channel.run_id = machine_.run_id;
-  TESSERA_ASSIGN(proto::Server server, proto::Server::bind(op.control.bind, int(op.control.port), channel));
-  server_ = std::make_unique<proto::Server>(std::move(server));
-  HttpOptions http{op.http.bind, int(op.http.port), random_token(), machine_.run_dir + "/pictures"};
-  const std::string token = http.token;
-  TESSERA_ASSIGN(http_, HttpServer::start(std::move(http), [this](HttpServer::Command command) {
-                   {
-                     std::lock_guard lock(commands_mutex_);
-                     commands_.push_back(command);
-                   }
-                   server_->wake();
-                 }));
+  auto server = proto::Server::bind(op.control.bind, int(op.control.port == 0 ? last.control_port : op.control.port), channel);
+  if (!server && op.control.port == 0 && last.control_port != 0) server = proto::Server::bind(op.control.bind, 0, channel);
+  if (!server) return tl::unexpected(server.error());
+  server_ = std::make_unique<proto::Server>(std::move(*server));
+  const std::string token = last.token.empty() ? random_token() : last.token;
+  const auto serve = [&](int64_t port) {
+    return HttpServer::start({op.http.bind, int(port), token, machine_.run_dir + "/pictures"}, [this](HttpServer::Command command) {
+      {
+        std::lock_guard lock(commands_mutex_);
+        commands_.push_back(command);
+      }
+      server_->wake();
+    });
+  };
+  auto http = serve(op.http.port == 0 ? last.http_port : op.http.port);
+  if (!http && op.http.port == 0 && last.http_port != 0) http = serve(0);
+  if (!http) return tl::unexpected(http.error());
+  http_ = std::move(*http);
   const auto reachable = [&](const std::string& bind) { return op.advertise != "auto" ? op.advertise : bind == "0.0.0.0" ? std::string("127.0.0.1") : bind; };
   const nlohmann::ordered_json address{{"schema", 1},
                                        {"run_id", machine_.run_id},
@@ -300,8 +337,8 @@ int64_t checkpoint_bytes(const FunctionConfig& f) {
   return int64_t(4 * (4 * encoder + 3 * predictor));
 }
 
-Result<int> run_coordinator(Config config, StartMode mode, SignalWatch& signals) {
-  TESSERA_ASSIGN(const auto coordinator, Coordinator::open(std::move(config), mode));
+Result<int> run_coordinator(Config config, StartMode mode, const std::string& root, SignalWatch& signals) {
+  TESSERA_ASSIGN(const auto coordinator, Coordinator::open(std::move(config), mode, root));
   return coordinator->run(signals);
 }
 

@@ -16,7 +16,8 @@ enum class StartMode {
 };
 
 // Runs until the run ends or is stopped. Returns the exit code; errors before the run starts are returned as such.
-Result<int> run_coordinator(Config config, StartMode mode, SignalWatch& signals);
+// root: a checkpoint folder whose state a new run begins with, at the checkpoint's step; empty: the initial state at 0.
+Result<int> run_coordinator(Config config, StartMode mode, const std::string& root, SignalWatch& signals);
 
 // Bytes of one checkpoint of this model: 4 fp32 roles of context encoder and predictor, and the target.
 int64_t checkpoint_bytes(const FunctionConfig& function);

@@ -158,7 +158,8 @@ struct State {
   int64_t generation_count = 0;
   std::map<Step, StepRecord> ledger;
   Hash128 batch_chain;            // over all committed steps, in order
-  Step committed = 0;             // steps 0 .. committed-1 are in the ledger
+  Step root = 0;                  // the lineage begins with state[root]: 0, or an imported checkpoint's step
+  Step committed = 0;             // steps root .. committed-1 are in the ledger
   StateDigest last_state_digest;
   std::optional<proto::StepDone> last_step;
   Millis last_progress = 0;

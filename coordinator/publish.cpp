@@ -118,6 +118,40 @@ void remove_checkpoint(const std::string& path) {
   fs::remove_all(path, error);
 }
 
+namespace {
+
+std::string shape_text(const FunctionConfig& f) {
+  const auto numbers = [](int64_t embed_dim, int64_t depth, int64_t heads) { return std::to_string(embed_dim) + " x " + std::to_string(depth) + " with " + std::to_string(heads) + " heads"; };
+  return "an encoder of " + numbers(f.model.embed_dim, f.model.depth, f.model.num_heads) + ", patch " + std::to_string(f.model.patch_size) + " at " + std::to_string(f.model.image_size) +
+         " px, and a predictor of " + numbers(f.predictor.embed_dim, f.predictor.depth, f.predictor.num_heads);
+}
+
+}  // namespace
+
+Result<Step> copy_root_checkpoint(const std::string& folder, const FunctionConfig& function, const std::string& root) {
+  const auto text = read_file(folder + "/manifest.json");
+  if (!text) return fail(ErrorCode::kUsage, "[coordinator] " + folder + " is no checkpoint folder (no manifest.json); name step-N of a run or what `tessera import` wrote");
+  const json manifest = json::parse(*text, nullptr, false);
+  if (!manifest.is_object() || !manifest.contains("step") || !manifest["step"].is_number_integer() || !manifest.contains("function") || !manifest["function"].is_string())
+    return fail(ErrorCode::kFixData, "[coordinator] " + folder + "/manifest.json is damaged");
+  TESSERA_ASSIGN(const FunctionConfig theirs, parse_function(manifest["function"].get<std::string>()));
+  if (shape_text(theirs) != shape_text(function))
+    return fail(ErrorCode::kFixConfig, "[coordinator] " + folder + " holds " + shape_text(theirs) + "; the configuration has " + shape_text(function) + "; set function.model and function.predictor to the checkpoint's");
+  const Step step = manifest["step"];
+  const std::string copying = root + "/.attempt-root", place = root + "/" + step_folder(step);
+  std::error_code error;
+  fs::remove_all(copying, error);
+  fs::copy(folder, copying, fs::copy_options::recursive, error);
+  if (!error) fs::rename(copying, place, error);
+  if (error) {
+    const std::string why = error.message();
+    fs::remove_all(copying, error);
+    return fail(ErrorCode::kIo, "[coordinator] cannot copy " + folder + " to " + place + ": " + why);
+  }
+  TESSERA_TRY(fsync_folder(root));
+  return step;
+}
+
 Result<uint64_t> claim_term(const std::string& root, uint64_t known) {
   TESSERA_TRY(make_folders(root));
   for (int attempt = 0; attempt < 1000; ++attempt) {

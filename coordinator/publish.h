@@ -14,6 +14,10 @@ std::map<Step, CheckpointEntry> list_checkpoints(const std::string& root);
 // Removes attempts that no world will finish.
 void remove_attempts(const std::string& root);
 void remove_checkpoint(const std::string& path);
+// Copies a whole checkpoint folder (an import, or another run's) to its step's place below `root` and returns its step.
+// Its networks must have the function's shape; everything else may differ. Hashes are verified when trainers read it.
+// Errors: kUsage (no checkpoint), kFixConfig (another model, naming both), kFixData (damaged), kIo (disk full; nothing is left).
+Result<Step> copy_root_checkpoint(const std::string& folder, const FunctionConfig& function, const std::string& root);
 
 // Claims the next term: 1 + the largest of `known` and the term files below root, by exclusive create of root/.term-N.
 Result<uint64_t> claim_term(const std::string& root, uint64_t known);

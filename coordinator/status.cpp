@@ -109,6 +109,7 @@ json status_document(const StatusInput& in) {
                 {"reason", s.reason},
                 {"generation", generation_text(s)},
                 {"generations", s.generation_count},
+                {"root_step", s.root},
                 {"lineage", in.config.lineage},
                 {"function_id", to_hex(function_id(in.config.function))},
                 {"run_dir", in.config.run_dir},

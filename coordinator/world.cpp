@@ -66,6 +66,8 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
     if (here && sealed != s.world.sealed.end() && !s.world.lost.contains(old.worker_id)) survivors[old.worker_id] = sealed->second;
   }
   const Decision d = decide(s, survivors);
+  if (d.source == proto::StateSource::kInitial && s.root > 0)
+    return finish(c, RunState::kFailed, exit_codes::kDataCorrupt, "this run began with an imported checkpoint of step " + std::to_string(s.root) + ", and no good checkpoint is left");
   World next;
   next.phase = WorldPhase::kStarting;
   next.generation = {c.config.term, s.next_number++};

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "common/config.h"
+#include "ops/cli/progress.h"
 #include "ops/cli/run_folder.h"
 
 namespace tessera::cli {
@@ -34,16 +35,16 @@ std::map<Step, Digests> read_rows(const std::vector<Json>& rows, int64_t global_
 
 }  // namespace
 
-LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<CheckpointInfo>& checkpoints, int64_t global_batch, int64_t steps_per_epoch) {
+LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<CheckpointInfo>& checkpoints, int64_t global_batch, int64_t steps_per_epoch, Step root) {
   LedgerReport report;
   const std::map<Step, Digests> seen = read_rows(rows, global_batch, report);
-  const Step end = seen.empty() ? 0 : seen.rbegin()->first + 1;
+  const Step end = seen.empty() ? root : seen.rbegin()->first + 1;
   report.steps_committed = int64_t(seen.size());
-  report.samples_expected = end * global_batch;
+  report.samples_expected = (end - root) * global_batch;
   report.samples_trained = report.steps_committed * global_batch;
   report.lost = report.samples_expected - report.samples_trained;
   report.epochs_finished = steps_per_epoch > 0 ? end / steps_per_epoch : 0;
-  for (Step step = 0; step < end && report.findings.size() < 100; ++step)
+  for (Step step = root; step < end && report.findings.size() < 100; ++step)
     if (!seen.contains(step)) report.findings.push_back("step " + std::to_string(step) + " is missing although later steps are there");
   for (const CheckpointInfo& checkpoint : checkpoints) {
     const auto row = seen.find(checkpoint.step);
@@ -62,9 +63,12 @@ Result<LedgerReport> verify_run(const std::string& run_dir) {
   if (const auto folders = checkpoint_folders(run_dir))
     for (const std::string& folder : *folders) checkpoints.push_back(inspect_checkpoint(folder, Depth::kManifest));
   int64_t steps_per_epoch = 0;
-  if (const auto status = read_last_status(run_dir); status && status->contains("dataset") && (*status)["dataset"].is_object())
+  Step root = 0;
+  const auto status = read_last_status(run_dir);
+  if (status) root = Step(number_at(*status, "/run/root_step", 0));
+  if (status && status->contains("dataset") && (*status)["dataset"].is_object())
     steps_per_epoch = (*status)["dataset"].value("samples", int64_t{0}) / config.function.batch.global();
-  return check_ledger(rows, checkpoints, config.function.batch.global(), steps_per_epoch);
+  return check_ledger(rows, checkpoints, config.function.batch.global(), steps_per_epoch, root);
 }
 
 int verify_command(const std::string& run, Format format) {

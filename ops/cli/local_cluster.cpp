@@ -26,6 +26,7 @@ std::vector<std::string> coordinator_command(const std::string& path, const Clus
   std::vector<std::string> command{path, options.config_path, "--run-dir", options.run_dir, "--set", "operation.run_id=" + options.run_id};
   for (const std::string& item : options.overrides) command.insert(command.end(), {"--set", item});
   if (options.resume) command.push_back("--resume");
+  if (!options.from.empty()) command.insert(command.end(), {"--from", options.from});
   return command;
 }
 
@@ -108,21 +109,35 @@ void LocalCluster::member_ended(Member& member, const ChildExit& exit) {
   const std::string sentence = member.name + " ended: " + exit.cause;
   const std::string tail = last_lines(member.options.output_file, kLastLines);
   if (exit.exit_code == exit_codes::kDone || exit.exit_code == exit_codes::kDrained) return;  // told to by the coordinator, which ends soon
-  if (!is_final(exit.exit_code) && member.restarts < kRestarts) {
-    ++member.restarts;
-    if (auto child = Child::spawn(member.options)) {
-      member.child = std::move(*child);
-      news_.push_back(sentence + "; started again (" + std::to_string(member.restarts) + " of at most " + std::to_string(kRestarts) + " times)");
-      return;
-    }
-  }
+  if (!is_final(exit.exit_code) && restart(member, sentence)) return;
   doomed_code_ = exit.exit_code > 0 ? exit.exit_code : exit_codes::kBug;
   doomed_reason_ = sentence + (tail.empty() ? "" : "; its last lines:\n" + tail);
   doomed_until_ = monotonic_ms() + kDoomedGraceMs;
   news_.push_back(sentence + "; not started again");
 }
 
+bool LocalCluster::restart(Member& member, const std::string& sentence) {
+  if (member.restarts >= kRestarts) return false;
+  ++member.restarts;
+  auto child = Child::spawn(member.options);
+  if (!child) return false;
+  member.child = std::move(*child);
+  news_.push_back(sentence + "; started again (" + std::to_string(member.restarts) + " of at most " + std::to_string(kRestarts) + " times)");
+  return true;
+}
+
 void LocalCluster::coordinator_ended(const ChildExit& exit) {
+  Member& coordinator = members_.front();
+  const bool unexpected = exit.exit_code < 0 || exit.exit_code == exit_codes::kBug;  // what it reports itself, a restart does not mend
+  if (unexpected && doomed_until_ < 0 && !asked_to_stop_) {
+    std::vector<std::string>& command = coordinator.options.command;
+    const auto drop = [&](const std::string& flag, int words) {
+      if (const auto at = std::find(command.begin(), command.end(), flag); at != command.end()) command.erase(at, at + words);
+    };
+    drop("--from", 2), drop("--resume", 1);
+    command.push_back("--resume");
+    if (restart(coordinator, "the coordinator ended: " + exit.cause + "; training goes on")) return;
+  }
   ended_ = true;
   for (size_t i = 1; i < members_.size(); ++i) members_[i].child.send(SIGTERM);
   for (size_t i = 1; i < members_.size(); ++i)
@@ -135,7 +150,10 @@ void LocalCluster::coordinator_ended(const ChildExit& exit) {
 
 std::vector<std::string> LocalCluster::take_news() { return std::exchange(news_, {}); }
 
-void LocalCluster::ask_to_stop() { members_.front().child.send(SIGTERM); }
+void LocalCluster::ask_to_stop() {
+  asked_to_stop_ = true;
+  members_.front().child.send(SIGTERM);
+}
 
 void LocalCluster::kill_all() {
   for (const Member& member : members_) member.child.send(SIGKILL);

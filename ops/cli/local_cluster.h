@@ -17,6 +17,7 @@ struct ClusterOptions {
   std::string run_id;
   std::string run_dir;                 // logs go to run_dir/logs
   bool resume = false;
+  std::string from;                    // checkpoint that a new run begins with; empty: none
   int64_t workers = 1;
   int64_t loaders = 1;
   int64_t loader_threads = 1;
@@ -36,9 +37,9 @@ class LocalCluster {
   static Result<std::unique_ptr<LocalCluster>> start(const ClusterOptions& options, SignalWatch& signals);
   ~LocalCluster();
 
-  // Waits up to timeout_ms for a child's end or a signal. A loader or daemon that died of a signal or an internal error is
-  // started again (at most kRestarts times each), which is said; one that gave up for a reason that a restart does not
-  // mend ends the run.
+  // Waits up to timeout_ms for a child's end or a signal. A child that died of a signal or an internal error is started
+  // again (at most kRestarts times each; a coordinator takes up the run where the others are), which is said; one that
+  // gave up for a reason that a restart does not mend ends the run.
   void wait(int timeout_ms);
   bool ended() const { return ended_; }
   const ClusterEnd& end() const { return end_; }
@@ -63,10 +64,12 @@ class LocalCluster {
   Status add(std::string name, std::vector<std::string> command);
   Status wait_for_address();
   void member_ended(Member& member, const ChildExit& exit);
+  bool restart(Member& member, const std::string& sentence);
   void coordinator_ended(const ChildExit& exit);
 
   SignalWatch& signals_;
   std::string run_dir_;
+  bool asked_to_stop_ = false;
   std::vector<Member> members_;  // [0] is the coordinator
   std::vector<std::string> news_;
   bool ended_ = false;

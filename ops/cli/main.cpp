@@ -64,7 +64,7 @@ std::string command_as_typed(const std::vector<std::string>& words) {
 
 // Values that the commands share; one command runs in a process.
 struct Arguments {
-  std::string run, token, role, config, out;
+  std::string run, token, role, config, out, from;
   std::vector<std::string> overrides;
   bool json = false, watch = false, fresh = false, resume = false, sha256 = false;
   int64_t workers = 0, loaders = 0, steps = 0, wait_seconds = 600, lines = 1000, samples = 0, devices = 0;
@@ -109,7 +109,7 @@ class Commands {
 
   void add_up(CLI::App& app) {
     CLI::App* up = command(app, "up", "Train on this machine: coordinator, loaders, workers, watched until the end", [this] {
-      UpOptions options{a_.config, a_.overrides, a_.workers, a_.loaders, a_.steps, StartMode::kUnspecified, a_.format(), command_as_typed(words_)};
+      UpOptions options{a_.config, a_.overrides, a_.workers, a_.loaders, a_.steps, a_.from, StartMode::kUnspecified, a_.format(), command_as_typed(words_)};
       if (a_.fresh) options.mode = StartMode::kFresh;
       if (a_.resume) options.mode = StartMode::kResume;
       return up_command(options);
@@ -119,7 +119,8 @@ class Commands {
     up->add_option("--loaders", a_.loaders, "Loaders (operation.loaders)")->check(CLI::Range(1, 1024));
     up->add_option("--steps", a_.steps, "Stop after so many steps of the run; its schedules keep their length")->check(CLI::PositiveNumber);
     auto* fresh = up->add_flag("--fresh", a_.fresh, "Start a new run, beside an existing one");
-    up->add_flag("--resume", a_.resume, "Go on with the existing run")->excludes(fresh);
+    auto* resume = up->add_flag("--resume", a_.resume, "Go on with the existing run")->excludes(fresh);
+    up->add_option("--from", a_.from, "Checkpoint folder (an import, another run's) that a new run begins with, at its step")->excludes(resume);
   }
 
   void add_watching(CLI::App& app) {

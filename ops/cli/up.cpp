@@ -80,6 +80,12 @@ Result<Plan> make_plan(const UpOptions& options, SignalWatch& signals) {
   TESSERA_TRY(check_ports(operation));
   TESSERA_TRY(check_disk(plan.config, plan.start.run_dir));
   if (!data) TESSERA_TRY(index());
+  if (!options.from.empty()) {
+    const CheckpointInfo root = inspect_checkpoint(options.from, Depth::kManifest);
+    if (!root.ok) return fail(ErrorCode::kFixData, options.from + ": " + root.reason);
+    if (root.step >= plan.total_steps)
+      return fail(ErrorCode::kFixConfig, options.from + " is at step " + std::to_string(root.step) + ", the run has " + std::to_string(plan.total_steps) + " steps; raise function.steps or function.epochs, or import with --steps-per-epoch of this dataset");
+  }
   return plan;
 }
 
@@ -192,7 +198,7 @@ Result<int> run(const UpOptions& options, SignalWatch& signals) {
   const OperationConfig& operation = plan.config.operation;
   const double started = monotonic_seconds();
   ::unlink((plan.start.run_dir + "/status.json").c_str());  // of an earlier start
-  TESSERA_ASSIGN(const auto cluster, LocalCluster::start({options.config_path, plan.overrides, plan.start.run_id, plan.start.run_dir, plan.start.action == StartAction::kResume, operation.workers,
+  TESSERA_ASSIGN(const auto cluster, LocalCluster::start({options.config_path, plan.overrides, plan.start.run_id, plan.start.run_dir, plan.start.action == StartAction::kResume, options.from, operation.workers,
                                                           operation.loaders, operation.loader_threads, operation.device}, signals));
   TESSERA_ASSIGN(const RunAddress address, read_address(plan.start.run_dir));
   say("run " + plan.start.run_id + (plan.start.action == StartAction::kResume ? " goes on" : "") + "; status: " + address.http + "/  folder: " + plan.start.run_dir);

@@ -15,6 +15,7 @@ struct UpOptions {
   int64_t workers = 0;                 // 0: the configuration's
   int64_t loaders = 0;
   int64_t steps = 0;                   // 0: none; else operation.stop_at_step
+  std::string from;                    // checkpoint that a new run begins with; empty: none
   StartMode mode = StartMode::kUnspecified;
   Format format = Format::kText;
   std::string command;                 // as typed, without --fresh and --resume, for printed commands

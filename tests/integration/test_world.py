@@ -54,6 +54,18 @@ class SameBits(WorldTest):
         self.assert_same(up.finish())
         self.ledger(up)
 
+    def test_coordinator_killed_again_and_again(self):
+        up = self.up("--workers", "2", name="headless")
+        for step in (4, 10, 19):
+            up.wait_step(step)
+            pid = up.pids("tessera-coordinator")[0]
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: up.pids("tessera-coordinator") not in ([], [pid]), "a new coordinator")
+        result = up.finish()
+        self.assert_same(result)
+        self.assertIn("the coordinator ended", up.stderr())
+        self.assertEqual(sorted(self.ledger(up)), list(range(30)))
+
     def test_loader_killed(self):
         up = self.up("--workers", "2", "--loaders", "2", name="loaderkilled")
         up.wait_step(5)
@@ -89,6 +101,34 @@ class SameBits(WorldTest):
         first = self.run_once("--workers", "2", "--steps", "12", name="run")
         self.assertEqual(first["step"], 12)
         self.assert_same(self.run_once("--workers", "2", "--resume", name="run"))
+
+
+class Root(WorldTest):
+    """A run that begins with a checkpoint from elsewhere: an import, or another run's."""
+
+    def test_goes_on_from_the_step_of_a_checkpoint_with_the_same_bits(self):
+        whole = self.run_once("--workers", "2", "--set", "operation.checkpoint.every_steps=10", "--set", "operation.checkpoint.keep_last=9", name="whole")
+        root = next(c["path"] for c in whole["checkpoints"] if c["step"] == 10)
+        up = self.up("--workers", "1", "--from", root, name="rest")
+        rest = up.finish()
+        self.assertEqual(rest["step"], 30)
+        self.assertEqual(rest["state_digest"], whole["state_digest"])
+        self.assertEqual(sorted(self.ledger(up)), list(range(10, 30)))
+        checked = subprocess.run([program("tessera"), "verify", str(up.run_dir), "--json"], capture_output=True, text=True)
+        self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
+        self.assertEqual(json.loads(checked.stdout.splitlines()[-1])["steps_committed"], 20)
+
+    def test_refuses_another_model_and_a_checkpoint_past_the_end(self):
+        whole = self.run_once("--workers", "1", "--steps", "10", name="whole")
+        root = whole["checkpoints"][-1]["path"]
+        other = self.up("--from", root, sets=["function.model.depth=1"], name="other")
+        other.finish(expect=78)
+        self.assertIn("set function.model and function.predictor to the checkpoint's", other.stderr())
+        short = self.up("--from", root, sets=["function.steps=10", "function.warmup_steps=1"], name="short")
+        short.finish(expect=78)
+        self.assertIn("is at step 10, the run has 10 steps", short.stderr())
+        nothing = self.up("--from", self.folder, name="nothing")
+        self.assertNotEqual(nothing.process.wait(timeout=60), 0)
 
 
 class SecondStart(WorldTest):

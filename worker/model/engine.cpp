@@ -72,10 +72,13 @@ class CpuEngine : public Engine {
     const PredictorShape& s = f.shape;
     TileOutputs out;
     const auto per_image = [&](const at::Tensor& rows) { return rows.view({s.images, -1, rows.size(1)}); };
+    const auto per_sequence = [&](const at::Tensor& rows) {
+      return function_.masks.target_masking == "output" ? per_image(rows) : rows.view({s.targets * s.images, s.target_length, rows.size(1)});
+    };
     out.patch_embed_bnd = per_image(passes_.linear(state.weights, f.patches_rd, encoder_.patch_w, encoder_.patch_b));
     out.context_bkd = f.encoded_rd.view({s.contexts * s.images, s.context_length, -1});
-    out.target_bnd = per_image(f.target_rd);
-    out.target_normed_bnd = per_image(f.target_normed_rd);
+    out.target_bnd = per_sequence(f.target_rd);
+    out.target_normed_bnd = per_sequence(f.target_normed_rd);
     out.wanted_bkd = f.wanted_rd.view({s.sequences(), s.target_length, -1});
     out.prediction_bkd = f.prediction_rd.view({s.sequences(), s.target_length, -1});
     at::Tensor unused = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
@@ -106,11 +109,14 @@ class CpuEngine : public Engine {
     f.shape = {b, int64_t(tile.contexts.size()), int64_t(tile.targets.size()), tile.contexts[0].size(1), tile.targets[0].size(1),
                function_.predictor.num_heads};
     f.patches_rd = patch_rows(tile.pixels);
-    f.target_rd = encode(passes_, state.target, encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr);
-    f.target_normed_rd = at::layer_norm(f.target_rd, {f.target_rd.size(1)}, {}, {}, kTargetEps);
-    f.wanted_rd = repeat_over_contexts(f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)), f.shape);
-
     const at::Tensor context = at::cat(tile.contexts).reshape(-1), query = at::cat(tile.targets).reshape(-1);  // mask-major
+    const bool whole = function_.masks.target_masking == "output";
+    f.target_rd = whole ? encode(passes_, state.target, encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
+                        : encode(passes_, state.target, encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
+                                 state.target_position.index_select(0, query), b * f.shape.targets, heads, nullptr);
+    f.target_normed_rd = at::layer_norm(f.target_rd, {f.target_rd.size(1)}, {}, {}, kTargetEps);
+    f.wanted_rd = repeat_over_contexts(whole ? f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)) : f.target_normed_rd, f.shape);
+
     f.encoded_rd = encode(passes_, state.weights, encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
                           state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
     f.prediction_rd = predict(passes_, state.weights, predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),

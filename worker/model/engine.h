@@ -28,7 +28,8 @@ struct TileResult {
 struct TileOutputs {
   at::Tensor patch_embed_bnd;    // context encoder's patch embedding of all patches, before positions
   at::Tensor context_bkd;        // [contexts * b, Kc, D], context-mask-major
-  at::Tensor target_bnd;         // target encoder over all patches, final norm applied
+  at::Tensor target_bnd;         // target encoder over all patches, final norm applied; with masks.target_masking: input,
+                                 // over each target block alone: [targets * b, Kp, D], target-major
   at::Tensor target_normed_bnd;  // the same after the layer norm without affine
   at::Tensor wanted_bkd;         // its rows under the targets [targets * contexts * b, Kp, D], order (target, context, image)
   at::Tensor prediction_bkd;     // the predictor's answer, same shape and order

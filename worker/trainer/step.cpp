@@ -132,17 +132,17 @@ void Trainer::apply(EmaBy by) {
   if (skipped && function_.masks.mode != "reference") return;  // the published code averages on a skipped step too
   bounce_.resize(size_t(state_->layout.target_floats));
   if (by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast") {
-    distribute_target(float(rates.ema));
+    distribute_target(rates.ema);
   } else {
-    optimizer::ema_slice(*state_, float(rates.ema), 0, state_->layout.target_floats, bounce_.data());
+    optimizer::ema_slice(*state_, rates.ema, 0, state_->layout.target_floats, bounce_.data());
   }
   adopt_target(*state_, bounce_);
-  optimizer::ema_position(*state_, float(rates.ema));
+  optimizer::ema_position(*state_, rates.ema);
 }
 
 // Rank r computes slice r of the target and sends it to all. Cut off in the middle, all is computed here: T[k] and
 // theta[k + 1] are intact, and the bits are the same.
-void Trainer::distribute_target(float momentum) {
+void Trainer::distribute_target(double momentum) {
   const int64_t n = state_->layout.target_floats;
   const auto [first, last] = collective::slice_of(n, world_->size(), world_->rank);
   optimizer::ema_slice(*state_, momentum, first, last, bounce_.data() + first);

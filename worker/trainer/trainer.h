@@ -98,7 +98,7 @@ class Trainer {
   Status exchange();
   Result<Agreement> vote();
   void apply(EmaBy ema);
-  void distribute_target(float momentum);
+  void distribute_target(double momentum);
   void obey_agreement(const Agreement& agreement);
   void snapshot();
   void report_step();

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMaxObjects = 6;
 constexpr double kSingleShare = 0.3;  // of the pictures show one object; 2 to 6 share the rest evenly
-constexpr double kNearest = 2.6, kFarthestNearest = 5.6, kDepthBehind = 4.5;
+constexpr double kNearest = 2.2, kFarthestNearest = 6.2, kDepthBehind = 4.5;
 
 struct Draw {
   PhiloxStream words;
@@ -54,9 +54,9 @@ Frame turned(Frame frame, double turns) {  // about the world's y
 Object draw_object(Draw& draw, Shape shape) {
   Object out;
   out.shape = shape;
-  out.scale = draw.in(0.85, 1.2);
+  out.scale = draw.in(0.92, 1.08);
   out.frame = turned(resting_frame(shape, draw.chance(0.3) ? Rest::kLying : Rest::kUpright), draw.in(0, 1));
-  out.material = draw_material(draw, 0.25);
+  out.material = draw_material(draw, 0.5);
   out.material.period = draw.in(0.35, 0.8);
   out.material.gloss = draw.chance(0.5) ? draw.in(0.2, 0.9) : 0.05;
   out.material.gloss_squarings = 3 + draw.below(4);
@@ -122,6 +122,10 @@ bool place_objects(Draw& draw, Scene* scene, std::vector<Object> objects, double
 
 void draw_surroundings(Draw& draw, Scene* scene) {
   scene->ground = draw_material(draw, 0.1);
+  // Grounds are quieter than objects: greyer, and of less contrast.
+  const auto quiet = [](Vec colour) { return mix(colour, Vec{1, 1, 1} * brightness(colour), 0.5); };
+  scene->ground.first = quiet(scene->ground.first);
+  scene->ground.second = mix(scene->ground.first, quiet(scene->ground.second), 0.4);
   scene->ground.period = draw.in(0.6, 1.6);
   scene->ground_frame = turned(Frame{}, draw.in(0, 1));
   scene->sky_low = draw_colour(draw), scene->sky_high = draw_colour(draw);

@@ -107,6 +107,35 @@ TEST(Engine, OutputsHaveTheOrderTargetContextImage) {
   EXPECT_EQ(out.context_bkd.sizes(), (std::vector<int64_t>{4, 9, 48}));
 }
 
+// Masked at the input, the target encoder sees a target's patches and nothing else: another image around them changes
+// nothing, and a target that covers everything is the whole image.
+TEST(Engine, TargetMaskedAtTheInputSeesItsBlockAlone) {
+  Fixture f;
+  f.function.masks.target_masking = "input";
+  f.engine = std::move(*Engine::make(f.function, "cpu"));
+  Tile tile = test::make_tile(f.function, 2, 9, 5, 1, 2, 3);
+  const TileOutputs out = f.engine->outputs(f.state, tile);
+  ASSERT_EQ(out.target_normed_bnd.sizes(), (std::vector<int64_t>{6, 5, 48}));
+  ASSERT_EQ(out.wanted_bkd.sizes(), (std::vector<int64_t>{12, 5, 48}));
+  for (int64_t target = 0; target < 3; ++target)
+    for (int64_t image = 0; image < 2; ++image) {
+      const at::Tensor alone = out.target_normed_bnd[target * 2 + image];
+      for (int64_t context = 0; context < 2; ++context) EXPECT_TRUE(out.wanted_bkd[(target * 2 + context) * 2 + image].equal(alone));
+    }
+  Tile other = tile;  // every patch outside target 0 of image 0 blackened
+  other.pixels = tile.pixels.clone();
+  const int64_t patch = f.function.model.patch_size, grid = f.function.model.grid();
+  for (int64_t i = 0; i < grid * grid; ++i)
+    if (!(tile.targets[0][0] == i).any().item<bool>()) other.pixels[0].narrow(0, i / grid * patch, patch).narrow(1, i % grid * patch, patch).zero_();
+  EXPECT_TRUE(f.engine->outputs(f.state, other).target_normed_bnd[0].equal(out.target_normed_bnd[0]));
+  Fixture whole;
+  EXPECT_FALSE(whole.engine->outputs(whole.state, tile).wanted_bkd.equal(out.wanted_bkd));
+  tile.targets = {at::arange(grid * grid, at::kLong).repeat({2, 1})};
+  EXPECT_TRUE(at::allclose(f.engine->outputs(f.state, tile).wanted_bkd, whole.engine->outputs(whole.state, tile).wanted_bkd, 0, 1e-6));
+  FlatBuffers gradient = make_buffers(f.state.layout);
+  EXPECT_GT(f.engine->gradient(f.state, tile, gradient, true).loss, 0);
+}
+
 TEST(Engine, FeaturesAreTheTargetOutputs) {
   Fixture f;
   const Tile tile = test::make_tile(f.function, 3, 9, 5, 1);

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
+#include "worker/model/attention.h"
 #include "worker/model/kernels.h"
 
 namespace tessera::model::kernels {
@@ -111,6 +112,49 @@ TEST(Patchify, IsTheConvolutionsInput) {
           const float pixel = float(image[size_t((((n / 2) * 3 + y) * size + (n % 2) * 3 + x) * 3 + c)]);
           EXPECT_EQ(out[size_t(n * 27 + c * 9 + y * 3 + x)], (pixel / 255.0f - mean[c]) / std[c]);
         }
+}
+
+// Against softmax(Q K^T / sqrt(e)) V in fp64 by autograd's formulas, for sizes around the kernel's lanes and blocks.
+TEST(Kernels, AttentionAgreesWithFp64) {
+  for (const auto& [n, e] : std::vector<std::pair<int64_t, int64_t>>{{1, 4}, {7, 16}, {16, 24}, {49, 16}, {64, 24}, {65, 33}, {130, 64}, {196, 80}}) {
+    SCOPED_TRACE(std::to_string(n) + " tokens of " + std::to_string(e));
+    const int64_t b = 2, h = 3;
+    const at::Tensor qkv = random({b * n, 3 * h * e}, 1).mul_(1.5), dout = random({b * n, h * e}, 2);
+    const auto split = [&](const at::Tensor& packed, int64_t parts) { return packed.to(at::kDouble).view({b, n, parts, h, e}).permute({2, 0, 3, 1, 4}); };
+    const at::Tensor q = split(qkv, 3)[0], k = split(qkv, 3)[1], v = split(qkv, 3)[2], d = split(dout, 1)[0];
+    const double scale = 1 / std::sqrt(double(e));
+    const at::Tensor logits = q.matmul(k.transpose(-1, -2)) * scale, p = logits.softmax(-1), o = p.matmul(v);
+    const at::Tensor dp = d.matmul(v.transpose(-1, -2)), ds = p * (dp - (p * dp).sum(-1, true)) * scale;
+    const at::Tensor wanted = at::stack({ds.matmul(k), ds.transpose(-1, -2).matmul(q), p.transpose(-1, -2).matmul(d)});  // dq, dk, dv
+    const AttentionShape shape{b, h, n, e};
+    std::vector<float> scratch(size_t(attention_scratch_floats(shape)), NAN);
+    at::Tensor out = at::full({b * n, h * e}, NAN), lse = at::full({b, h, n}, NAN), dqkv = at::full({b * n, 3 * h * e}, NAN);
+    const auto forward = [&](int64_t first, int64_t last) {
+      attention_forward(shape, qkv.const_data_ptr<float>(), first, last, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), scratch.data());
+    };
+    forward(0, 4), forward(4, 6);
+    attention_backward(shape, qkv.const_data_ptr<float>(), out.const_data_ptr<float>(), lse.const_data_ptr<float>(), dout.const_data_ptr<float>(), 0, 6, dqkv.mutable_data_ptr<float>(), scratch.data());
+    const auto close = [](const at::Tensor& got, const at::Tensor& want) { return (got - want).abs().max().item<double>() <= 2e-6 * std::max(1.0, want.abs().max().item<double>()); };
+    EXPECT_TRUE(close(split(out, 1)[0], o));
+    EXPECT_TRUE(close(lse.to(at::kDouble), logits.logsumexp(-1)));
+    EXPECT_TRUE(close(split(dqkv, 3), wanted));
+    at::Tensor again = at::full_like(out, NAN);  // pairs in one call, in the other order, without lse: equal bits
+    attention_forward(shape, qkv.const_data_ptr<float>(), 0, 6, again.mutable_data_ptr<float>(), nullptr, scratch.data());
+    EXPECT_TRUE(again.equal(out));
+  }
+}
+
+// Large logits neither overflow nor lose the largest; a NaN stays one.
+TEST(Kernels, AttentionOfExtremes) {
+  const AttentionShape shape{1, 1, 5, 16};
+  at::Tensor qkv = random({5, 48}, 3).mul_(300.0), out = at::empty({5, 16}), lse = at::empty({1, 1, 5});
+  std::vector<float> scratch(size_t(attention_scratch_floats(shape)));
+  attention_forward(shape, qkv.const_data_ptr<float>(), 0, 1, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), scratch.data());
+  EXPECT_TRUE(out.isfinite().all().item<bool>());
+  EXPECT_TRUE(lse.isfinite().all().item<bool>());
+  qkv[2][3] = NAN;
+  attention_forward(shape, qkv.const_data_ptr<float>(), 0, 1, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), scratch.data());
+  EXPECT_TRUE(out[2].isnan().any().item<bool>());
 }
 
 }  // namespace
