@@ -25,6 +25,7 @@ enum class Purpose : uint32_t {
   kProbe = 9,          // evaluation: subsets and initial values, never training
   kScenes = 10,        // procedural dataset: index = sample, fourth word 0
   kDecoder = 11,       // evaluation: noise of the picture decoder
+  kChaos = 12,         // `tessera chaos`: who is hit and when, never training
 };
 
 using Philox4 = std::array<uint32_t, 4>;

@@ -46,13 +46,13 @@ struct MachineConfig {
   std::string lineage;
   uint64_t term = 0;
   // Failure detection. Silence counts from the last message of any kind.
-  Millis silence_ms = 3000;       // trainers, daemons, loaders send a heartbeat every 200 ms
+  Millis silence_ms = 1500;       // trainers, daemons, loaders send a heartbeat every 200 ms
   Millis starting_silence_ms = 60000;  // while a trainer loads and warms up
   Millis phase_slack_ms = 5000;   // a phase may take twice the usual step and this
   Millis gather_ms = 10000;       // how long a world waits for more workers than min_workers
   Millis start_deadline_ms = 60000;
   Millis seal_deadline_ms = 5000;
-  Millis last_checkpoint_ms = 600000;  // for the checkpoint at the end of a run
+  Millis last_checkpoint_ms = 2000;  // for the checkpoint at the end of a run, once all members have said that they wrote it
   Millis adopt_ms = 10000;        // after a restart: how long members of a running world may take to come back
 };
 

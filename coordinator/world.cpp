@@ -123,7 +123,12 @@ void gather(Context& c) {
     return c.set_run_state(waiting_state, !loaders && have > 0 ? "no loader serves the dataset" : counts + ", " + std::to_string(c.config.operation.min_workers) + " needed");
   }
   if (s.gather_since < 0) s.gather_since = c.now;
-  if (have < expected && c.now - s.gather_since < c.config.gather_ms) return c.set_run_state(waiting_state, counts + ": waiting a little for the others");
+  // Survivors go on at once and take the others in at a boundary; without any, a little patience saves a change of world.
+  const bool survivors = std::any_of(s.world.members.begin(), s.world.members.end(), [&](const auto& old) {
+    return s.world.sealed.contains(old.worker_id) && !s.world.lost.contains(old.worker_id) && std::find(members.begin(), members.end(), old.worker_id) != members.end() &&
+           s.workers[old.worker_id].incarnation == old.incarnation && s.world.sealed.at(old.worker_id).applied >= 0;
+  });
+  if (!survivors && have < expected && c.now - s.gather_since < c.config.gather_ms) return c.set_run_state(waiting_state, counts + ": waiting a little for the others");
   start_world(c, members);
 }
 
@@ -165,7 +170,8 @@ void drive_boundary(Context& c) {
   }
 }
 
-// A member died before its share of the last checkpoint was on disk, or it takes too long: the others form a world at the
+// A member died before its share of the last checkpoint was on disk; or all have sealed, which they do behind their share,
+// and yet a share is unknown here (its message went down with an earlier coordinator). The members form a world at the
 // boundary again and write it.
 bool last_checkpoint_lost(Context& c) {
   State& s = c.state;

@@ -39,6 +39,7 @@ Status LocalCluster::add(std::string name, std::vector<std::string> command) {
   member.options.output_file = run_dir_ + "/logs/" + member.name + ".out";
   member.options.own_session = true;
   TESSERA_ASSIGN(member.child, Child::spawn(member.options));
+  member.started_at = monotonic_ms();
   members_.push_back(std::move(member));
   return {};
 }
@@ -117,12 +118,14 @@ void LocalCluster::member_ended(Member& member, const ChildExit& exit) {
 }
 
 bool LocalCluster::restart(Member& member, const std::string& sentence) {
+  if (monotonic_ms() - member.started_at > kSteadyMs) member.restarts = 0;
   if (member.restarts >= kRestarts) return false;
   ++member.restarts;
+  member.started_at = monotonic_ms();
   auto child = Child::spawn(member.options);
   if (!child) return false;
   member.child = std::move(*child);
-  news_.push_back(sentence + "; started again (" + std::to_string(member.restarts) + " of at most " + std::to_string(kRestarts) + " times)");
+  news_.push_back(sentence + "; started again (" + std::to_string(member.restarts) + " of at most " + std::to_string(kRestarts) + " times in a row)");
   return true;
 }
 

@@ -51,7 +51,8 @@ class LocalCluster {
   // Kills everything at once.
   void kill_all();
 
-  static constexpr int kRestarts = 5;
+  static constexpr int kRestarts = 5;  // in a row: a life of kSteadyMs resets the count
+  static constexpr Millis kSteadyMs = 20000;
 
  private:
   struct Member {
@@ -59,6 +60,7 @@ class LocalCluster {
     SpawnOptions options;
     Child child;
     int restarts = 0;
+    Millis started_at = 0;
   };
   LocalCluster(SignalWatch& signals, std::string run_dir) : signals_(signals), run_dir_(std::move(run_dir)) {}
   Status add(std::string name, std::vector<std::string> command);

@@ -5,9 +5,11 @@
 #include <map>
 
 #include "common/config.h"
+#include "ops/cli/chaos.h"
 #include "ops/cli/commands.h"
 #include "ops/cli/helpers.h"
 #include "ops/cli/ledger.h"
+#include "ops/cli/replay.h"
 #include "ops/cli/up.h"
 
 namespace tessera::cli {
@@ -24,6 +26,8 @@ int run_helper_command(const std::string& word, const std::vector<std::string>& 
   if (program == "tessera-model" || word == "bench") arguments.insert(arguments.begin(), word);
   return report(exec_helper(program, arguments), Format::kText);
 }
+
+const std::map<std::string, double> kTimeUnits{{"s", 1}, {"m", 60}, {"min", 60}, {"h", 3600}};
 
 // The nearest option or command to what was not understood.
 std::string suggestion(const CLI::App& app, const std::vector<std::string>& words) {
@@ -68,7 +72,10 @@ struct Arguments {
   std::vector<std::string> overrides;
   bool json = false, watch = false, fresh = false, resume = false, sha256 = false;
   int64_t workers = 0, loaders = 0, steps = 0, wait_seconds = 600, lines = 1000, samples = 0, devices = 0;
-  double images_per_second = 0;
+  double images_per_second = 0, kill_every = 15, duration = 120;
+  Step step = 0;
+  uint64_t seed = 0;
+  std::vector<std::string> targets;
   Format format() const { return json ? Format::kJson : Format::kText; }
   Watching watching() const { return watch ? Watching::kUntilTheEnd : Watching::kOnce; }
 };
@@ -170,6 +177,18 @@ class Commands {
 
   void add_rest(CLI::App& app) {
     run_options(command(app, "verify", "Whether a run trained every step once, from its records", [this] { return verify_command(a_.run, a_.format()); }), false);
+    CLI::App* replay = command(app, "replay", "Evaluate a committed step again and compare it with the ledger", [this] { return replay_command(a_.run, a_.step, a_.workers, a_.format()); });
+    run_options(replay, false);
+    replay->add_option("--step", a_.step, "The step")->required()->check(CLI::NonNegativeNumber);
+    replay->add_option("--workers", a_.workers, "Workers; default: the configuration's")->check(CLI::Range(1, 1024));
+    CLI::App* chaos = command(app, "chaos", "A run under kill -9 and SIGSTOP, then the same undisturbed: recovery times, goodput, equal bits", [this] {
+      return chaos_command({a_.config, a_.overrides, a_.kill_every, a_.duration, a_.seed, a_.targets, a_.format()});
+    });
+    config_options(chaos);
+    chaos->add_option("--kill-every", a_.kill_every, "Time between faults: 15, 15s, 2m")->transform(CLI::AsNumberWithUnit(kTimeUnits))->check(CLI::PositiveNumber);
+    chaos->add_option("--for", a_.duration, "Length of the disturbed run: 600, 10m")->transform(CLI::AsNumberWithUnit(kTimeUnits))->check(CLI::PositiveNumber);
+    chaos->add_option("--seed", a_.seed, "Seed of who is hit and when");
+    chaos->add_option("--targets", a_.targets, "Of trainer, hang, loader, daemon, coordinator; default: all")->delimiter(',');
     command(app, "doctor", "Whether this machine is ready", [this] { return doctor_command(a_.format()); });
     command(app, "version", "Versions of Tessera and of what it was built with", [this] { return version_command(a_.format()); });
   }

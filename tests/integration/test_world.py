@@ -1,12 +1,13 @@
 """The one idea, on real processes: the same weights for any number of workers and loaders and any deaths on the way."""
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import unittest
 
-from cluster import TINY, Up, WorldTest, processes, program, wait_for
+from cluster import ROOT, TINY, Up, WorldTest, processes, program, wait_for
 
 
 class SameBits(WorldTest):
@@ -37,6 +38,17 @@ class SameBits(WorldTest):
 
     def test_local_and_broadcast_ema_agree(self):
         self.assert_same(self.run_once("--workers", "2", sets=["operation.ema_distribution=local"], name="local"))
+
+    def test_every_mask_mode_and_placement(self):
+        """Tiny runs of each kind of masking: three workers and two loaders give the bits of one."""
+        for kind in (["masks.mode=uniform"], ["masks.mode=reference"], ["masks.kind=random"], ["masks.kind=block"], ["masks.kind=rasterized"], ["masks.target_masking=input"],
+                     ["masks.mode=uniform", "masks.contexts=2", "masks.allow_overlap=true", "batch.tiles_per_mask_group=3"]):
+            with self.subTest(kind=kind):
+                sets = [f"function.{item}" for item in kind] + ["function.steps=5", "function.warmup_steps=1"]
+                name = "-".join(item.split("=")[-1] for item in kind)
+                one = self.run_once("--workers", "1", sets=sets, name=name + "-1")
+                three = self.run_once("--workers", "3", "--loaders", "2", sets=sets + ["operation.loader_threads=2"], name=name + "-3")
+                self.assertEqual((one["state_digest"], one["batch_digest"]), (three["state_digest"], three["batch_digest"]))
 
     def test_trainer_killed_in_mid_run(self):
         up = self.up("--workers", "2", name="killed")
@@ -175,6 +187,31 @@ class BadInput(WorldTest):
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             self.refused(74, str(taken.getsockname()[1]), "in use", sets=[f"operation.http.port={taken.getsockname()[1]}"])
+
+    def test_too_little_disk_is_asked_before_the_run(self):
+        small = os.path.join(self.folder, "small")
+        os.makedirs(small)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], capture_output=True, text=True)
+        if mounted.returncode != 0:
+            self.skipTest("cannot mount a small file system: " + mounted.stderr)
+        try:
+            self.refused(74, "free", "operation.checkpoint.keep_last", sets=[f"operation.run_dir={small}/run", "operation.checkpoint.keep_last=9"])
+        finally:
+            subprocess.run(["umount", "-l", small], check=True)
+
+    def test_wrong_libtorch(self):
+        for version, needle in (("2.3.1", "is version '2.3.1'; Tessera needs"), ("", "no LibTorch at")):
+            torch = pathlib.Path(self.folder, "torch" + version)
+            (torch / "include/torch/headeronly").mkdir(parents=True)
+            (torch / "lib").mkdir()
+            if version:
+                (torch / "lib/libtorch_cpu.so").write_bytes(b"")
+                numbers = zip(("MAJOR", "MINOR", "PATCH"), version.split("."))
+                (torch / "include/torch/headeronly/version.h").write_text("".join(f"#define TORCH_VERSION_{part} {number}\n" for part, number in numbers))
+            done = subprocess.run(["cmake", "-S", str(ROOT), "-B", os.path.join(self.folder, "build" + version), "-DTESSERA_COMPONENTS=common"], capture_output=True, text=True,
+                                  env={**os.environ, "TESSERA_LIBTORCH": str(torch)}, timeout=120)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(needle, " ".join(done.stderr.split()))
 
     def test_wrong_flag(self):
         result = subprocess.run([program("tessera"), "up", str(TINY), "--wrokers", "2"], capture_output=True, text=True, timeout=60)

@@ -227,7 +227,7 @@ Status write_checkpoint(const model::State& state, const Scalars& scalars, const
   const std::filesystem::path final_path = std::filesystem::absolute(folder);
   const std::string root = final_path.parent_path().string();
   if (std::filesystem::exists(final_path)) return fail(ErrorCode::kIo, folder + " exists; choose another --out or remove it");
-  const Snapshot snapshot = take_snapshot(state, scalars, {}, 0, 1);
+  const Snapshot snapshot{scalars, {}, 0, 1, state_tensors(state), {}};  // written from the state itself: no second copy
   Status done = publish(snapshot, root, final_path);
   std::error_code ignored;
   if (!done) std::filesystem::remove_all(root + "/" + attempt_name({}, scalars.step), ignored);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMaxObjects = 6;
 constexpr double kSingleShare = 0.3;  // of the pictures show one object; 2 to 6 share the rest evenly
-constexpr double kNearest = 2.2, kFarthestNearest = 6.2, kDepthBehind = 4.5;
+constexpr double kNearest = 1.8, kFarthestNearest = 5.4, kDepthBehind = 4.0;
 
 struct Draw {
   PhiloxStream words;
@@ -61,6 +61,15 @@ Object draw_object(Draw& draw, Shape shape) {
   out.material.gloss = draw.chance(0.5) ? draw.in(0.2, 0.9) : 0.05;
   out.material.gloss_squarings = 3 + draw.below(4);
   return out;
+}
+
+// Uniform in the logarithm, so that each step of the label is as visible as the others: near * (far / near)^t by halving the
+// interval (square roots only: vector3.h says why).
+double draw_distance(Draw& draw) {
+  double low = kNearest, high = kFarthestNearest;
+  const uint32_t bits = draw.words.next_u32();
+  for (int i = 0; i < 24; ++i) (bits >> i & 1 ? low : high) = std::sqrt(low * high);
+  return low;
 }
 
 struct OnScreen {
@@ -122,21 +131,22 @@ bool place_objects(Draw& draw, Scene* scene, std::vector<Object> objects, double
 
 void draw_surroundings(Draw& draw, Scene* scene) {
   scene->ground = draw_material(draw, 0.1);
-  // Grounds are quieter than objects: greyer, and of less contrast.
-  const auto quiet = [](Vec colour) { return mix(colour, Vec{1, 1, 1} * brightness(colour), 0.5); };
-  scene->ground.first = quiet(scene->ground.first);
-  scene->ground.second = mix(scene->ground.first, quiet(scene->ground.second), 0.4);
+  // Surroundings are quiet, objects are not: what an image's ground and sky share with each other tells nothing about what
+  // stands there, and a model that predicts hidden blocks would learn little else from loud ones.
+  const auto quiet = [](Vec colour, double level) { return mix(colour * (level / std::max(0.05, brightness(colour))), Vec{1, 1, 1} * level, 0.85); };
+  scene->ground.first = quiet(scene->ground.first, draw.in(0.25, 0.35));
+  scene->ground.second = quiet(scene->ground.second, draw.in(0.15, 0.25));
   scene->ground.period = draw.in(0.6, 1.6);
   scene->ground_frame = turned(Frame{}, draw.in(0, 1));
-  scene->sky_low = draw_colour(draw), scene->sky_high = draw_colour(draw);
+  scene->sky_low = quiet(draw_colour(draw), draw.in(0.45, 0.6)), scene->sky_high = quiet(draw_colour(draw), draw.in(0.3, 0.45));
   scene->sky_seed = draw.words.next_u32();
   scene->sky_clouds = draw.in(0.2, 0.7);
   const SinCos around = sin_cos_turns(draw.in(0, 1));
   const double up = draw.in(0.55, 1.4);
   scene->to_light = normalized({around.sin, up, around.cos});
   const Vec tint = mix({1, 0.93, 0.82}, {0.85, 0.93, 1}, draw.in(0, 1));
-  scene->light = tint * draw.in(0.9, 1.4);
-  scene->ambient = Vec{1, 1, 1} * draw.in(0.22, 0.5);
+  scene->light = tint * draw.in(1.0, 1.3);
+  scene->ambient = Vec{1, 1, 1} * draw.in(0.3, 0.42);
 }
 
 }  // namespace
@@ -154,8 +164,8 @@ Scene draw_scene(uint64_t seed, uint64_t index) {
   Scene scene;
   scene.label = scene_class(seed, index);
   const int count = draw.chance(kSingleShare) ? 1 : 2 + draw.below(kMaxObjects - 1);
-  const double distance = draw.in(kNearest, kFarthestNearest);
-  scene.eye = {0, draw.in(1.7, 2.6), 0};
+  const double distance = draw_distance(draw);
+  scene.eye = {0, draw.in(2.0, 2.3), 0};
   draw_surroundings(draw, &scene);
   std::vector<Object> objects;
   for (int i = 0; i < count; ++i) objects.push_back(draw_object(draw, Shape(scene.label)));

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -145,6 +146,35 @@ double max_abs(const at::Tensor& a, const at::Tensor& b) {
 }
 
 double relative(const at::Tensor& a, const at::Tensor& b) { return max_abs(a, b) / b.abs().max().item<double>(); }
+
+namespace {
+
+struct Measured {
+  double difference = 0, tolerance = 0;
+  int64_t count = 0;
+};
+std::map<std::string, Measured>& measured() {
+  static std::map<std::string, Measured> all;
+  return all;
+}
+
+class PrintMeasured : public testing::Environment {
+  void TearDown() override {
+    if (std::getenv("TESSERA_FIDELITY") == nullptr) return;
+    std::printf("| item | tolerance | largest difference | comparisons |\n|---|---|---|---|\n");
+    for (const auto& [item, m] : measured()) std::printf("| %s | %.2g | %.2g | %lld |\n", item.c_str(), m.tolerance, m.difference, static_cast<long long>(m.count));
+  }
+};
+[[maybe_unused]] const testing::Environment* const kPrintMeasured = testing::AddGlobalTestEnvironment(new PrintMeasured);
+
+}  // namespace
+
+testing::AssertionResult within(const std::string& item, double difference, double tolerance) {
+  Measured& m = measured()[item];
+  m.difference = std::max(m.difference, difference), m.tolerance = std::max(m.tolerance, tolerance), ++m.count;
+  if (difference <= tolerance) return testing::AssertionSuccess();  // NaN fails
+  return testing::AssertionFailure() << item << ": differs by " << difference << ", tolerance " << tolerance;
+}
 
 at::Tensor without_key_bias(const std::string& name, const at::Tensor& tensor) {
   if (!name.ends_with("attn.qkv.bias")) return tensor;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
+
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -42,6 +44,9 @@ model::Tile tile_of(const at::Tensor& images_bchw, const Tensors& tensors, const
 // max|a - b| / max|b|; infinite when shapes differ or a is not finite.
 double relative(const at::Tensor& a, const at::Tensor& b);
 double max_abs(const at::Tensor& a, const at::Tensor& b);
+// EXPECT_TRUE(within("gradients", difference, tolerance)): also keeps the largest difference of each item. At the end of the
+// program the items are printed as the table of docs/fidelity.md when TESSERA_FIDELITY is set.
+testing::AssertionResult within(const std::string& item, double difference, double tolerance);
 // Without elements D..2D-1 of a qkv bias, whose true gradient is zero.
 at::Tensor without_key_bias(const std::string& name, const at::Tensor& tensor);
 

@@ -42,7 +42,7 @@ TEST(Training, ParameterGroups) {
 }
 
 void expect_near_relative(double ours, double theirs, double tolerance, const std::string& what) {
-  EXPECT_LE(std::abs(ours - theirs), tolerance * std::max(std::abs(theirs), 1e-300)) << what << ": " << ours << " against " << theirs;
+  EXPECT_TRUE(goldens::within("schedules: lr, weight decay, momentum (relative)", std::abs(ours - theirs) / std::max(std::abs(theirs), 1e-300), tolerance)) << what << ": " << ours << " against " << theirs;
 }
 
 TEST(Training, Schedules) {
