@@ -22,12 +22,14 @@ const CheckpointEntry* newest_good(const State& state) {
 
 // Where state comes from, given what the sealed survivors said. If anyone applied step k, every survivor holds its whole
 // gradient (the vote fence), so laggards roll forward and nothing is lost; a step that nobody is known to have applied is
-// dropped and evaluated again, to the same bits.
+// dropped and evaluated again, to the same bits. Survivors may be far behind the ledger, when all state was lost before and
+// they are on the way from a checkpoint to where the run was: they go on from where they are, unless a checkpoint is ahead.
 Decision decide(const State& state, const std::map<WorkerId, proto::Sealed>& survivors) {
   Decision d;
   Step applied = -1;
   for (const auto& [id, sealed] : survivors) applied = std::max(applied, sealed.applied);
-  if (applied >= 0 && applied >= state.committed - 1) {
+  const CheckpointEntry* checkpoint = newest_good(state);
+  if (applied >= 0 && (applied >= state.committed - 1 || !checkpoint || applied >= checkpoint->step)) {
     const bool behind = applied < state.committed;  // the ledger has step `applied`: somebody who is gone applied it
     const auto holds = [&](const proto::Sealed& s, Step step) { return s.applied == step || (s.applied + 1 == step && s.prepared); };
     d.start_step = applied;
@@ -41,7 +43,7 @@ Decision decide(const State& state, const std::map<WorkerId, proto::Sealed>& sur
     d.reason = std::to_string(holders) + " of " + std::to_string(survivors.size()) + " survivors hold state[" + std::to_string(d.start_step) + "], " + d.source_worker + " is the source";
     return d;
   }
-  if (const CheckpointEntry* checkpoint = newest_good(state)) {
+  if (checkpoint) {
     d = {checkpoint->step, proto::StateSource::kCheckpoint, checkpoint->path, "", "no survivor holds the state: checkpoint " + std::to_string(checkpoint->step)};
     return d;
   }

@@ -172,6 +172,12 @@ class Cluster {
     if (!fresh && it->second != text) violate("generation " + to_string(start.generation) + " was granted twice: " + it->second + " and " + text);
     if (start.source != p::StateSource::kPeer && start.start_step < state_.committed) rewound_ = true;  // until new steps are committed
     if (start.source == p::StateSource::kPeer && start.start_step < state_.committed && !rewound_) violate("the source of state is behind committed step " + std::to_string(state_.committed - 1));
+    // What a member holds is not thrown away.
+    for (const auto& m : start.members) {
+      const Trainer& t = trainers_[m.worker_id];
+      if (t.alive && t.incarnation == m.incarnation && t.applied > start.start_step)
+        violate("generation " + to_string(start.generation) + " starts from step " + std::to_string(start.start_step) + ", member " + m.worker_id + " holds state[" + std::to_string(t.applied) + "]");
+    }
   }
 
   void check_end() {
