@@ -14,13 +14,16 @@ namespace tessera::trainer {
 namespace {
 
 constexpr Millis kLateMs = 500, kQuietMs = 1000;
+// More tiles ahead hide nothing more, and every change of world throws them away: a loader works through what it was asked
+// for before it comes to what is needed now.
+constexpr int64_t kMostTilesAhead = 64;
 
 }  // namespace
 
 Fetcher::Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender)
     : function_(function),
       tile_bytes_(tile_pixel_bytes(function)),
-      window_(size_t(std::max<int64_t>(2, budget_bytes / std::max<int64_t>(1, tile_bytes_)))),
+      window_(size_t(std::clamp<int64_t>(budget_bytes / std::max<int64_t>(1, tile_bytes_), 2, kMostTilesAhead))),
       sender_(std::move(sender)),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
   thread_ = std::jthread([this](std::stop_token stop) { run(stop); });
@@ -113,7 +116,7 @@ void Fetcher::reconcile_loaders() {
     assignment = std::exchange(new_assignment_, std::nullopt);
   }
   if (!assignment) return;
-  std::set<std::string> listed;
+  std::set<std::string> listed, replaced;  // replaced: a new process of that name, which was never asked
   for (const auto& share : assignment->loaders) {
     listed.insert(share.name);
     Loader& loader = loaders_[share.name];
@@ -128,10 +131,11 @@ void Fetcher::reconcile_loaders() {
     }
     client->watch(wake_fd_);
     loader = {std::make_unique<proto::Client>(std::move(*client)), share.data_address, 0};
+    replaced.insert(share.name);
   }
   std::vector<uint64_t> orphans;
   for (const auto& [id, request] : requests_)
-    if (!loaders_.contains(request.loader) || !listed.contains(request.loader)) orphans.push_back(id);
+    if (!loaders_.contains(request.loader) || !listed.contains(request.loader) || replaced.contains(request.loader)) orphans.push_back(id);
   for (const uint64_t id : orphans) requests_.erase(id);
   std::erase_if(loaders_, [&](const auto& entry) { return !listed.contains(entry.first); });
 }
