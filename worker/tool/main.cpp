@@ -20,6 +20,8 @@ constexpr Subcommand kSubcommands[] = {
     {"import", tessera::tool::import_main, "a published checkpoint into a checkpoint folder"},
     {"export", tessera::tool::export_main, "a checkpoint as safetensors, a Hugging Face folder or a .pth.tar"},
     {"evaluate", tessera::evaluate::evaluate_main, "probes on frozen features"},
+    {"embed", tessera::evaluate::embed_main, "a dataset's embeddings as files"},
+    {"neighbours", tessera::evaluate::neighbours_main, "an image beside its nearest neighbours"},
     {"visualize", tessera::evaluate::visualize_main, "picture sheets"},
     {"bench", tessera::tool::bench_main, "the speed of a training step on this machine"},
 };
