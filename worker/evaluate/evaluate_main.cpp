@@ -10,6 +10,7 @@
 #include "worker/evaluate/knn.h"
 #include "worker/evaluate/linear.h"
 #include "worker/evaluate/low_shot.h"
+#include "worker/evaluate/report.h"
 
 namespace tessera::evaluate {
 namespace {
@@ -79,6 +80,14 @@ void print_table(const nlohmann::ordered_json& result) {
   }
 }
 
+int run_report(const Arguments& a) {
+  const auto result = write_report(a.model, a.out);
+  if (!result) return failed(result.error());
+  if (a.json) std::cout << result->dump() << std::endl;
+  else std::cout << (*result)["out"].get<std::string>() << "\n";
+  return 0;
+}
+
 // Where the JSON goes: --out, or the run's evaluation/; empty: nowhere.
 std::string file_of(const std::string& protocol, const Arguments& a, const LoadedModel& model) {
   if (!a.out.empty()) return a.out;
@@ -121,14 +130,19 @@ int evaluate_main(int argc, char** argv) {
     add_common(*sub, a);
     if (p.add) p.add(*sub, a);
   }
+  CLI::App* report = app.add_subcommand("report", "one HTML page about a run");
+  report->add_option("run", a.model, "run folder, or its name below runs/")->required();
+  report->add_option("--out", a.out, "HTML file; default: report.html of the run");
+  report->add_flag("--json", a.json, "one JSON object on the last line of stdout");
   const std::string word = argc > 1 ? argv[1] : "";
   const bool known = std::any_of(std::begin(kProtocols), std::end(kProtocols), [&](const Protocol& p) { return word == p.name; });
-  if (!word.empty() && word[0] != '-' && !known) return failed({ErrorCode::kUsage, "there is no evaluation " + word + "; --help lists them"});
+  if (!word.empty() && word[0] != '-' && !known && word != "report") return failed({ErrorCode::kUsage, "there is no evaluation " + word + "; --help lists them"});
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : exit_codes::kUsage;
   }
+  if (report->parsed()) return run_report(a);
   const std::string protocol = app.get_subcommands().front()->get_name();
   for (const Protocol& p : kProtocols)
     if (protocol == p.name && p.label) a.label = p.label;
