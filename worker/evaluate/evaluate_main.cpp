@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "common/file.h"
+#include "worker/evaluate/attentive.h"
 #include "worker/evaluate/commands.h"
 #include "worker/evaluate/knn.h"
 #include "worker/evaluate/linear.h"
@@ -21,6 +22,7 @@ struct Arguments {
   EvaluationOptions options;
   std::vector<int64_t> seeds, ks;
   Shots shots;
+  AttentiveOptions attentive;
   int64_t draws = 5, heads = 0;
   bool json = false, no_baselines = false;
 };
@@ -32,7 +34,6 @@ void add_common(CLI::App& app, Arguments& a) {
   app.add_option("--train-images", a.options.train_images, "at most so many to train on")->check(CLI::Range(10, 100000000));
   app.add_option("--test-images", a.options.test_images, "at most so many to test on")->check(CLI::Range(10, 100000000));
   app.add_option("--encoder", a.encoder, "target or context")->check(CLI::IsMember({"target", "context"}));
-  app.add_option("--features", a.features, "last: averaged tokens; last4: those of the last four blocks side by side")->check(CLI::IsMember({"last", "last4"}));
   app.add_option("--label", a.label, "only this label");
   app.add_option("--seed", a.options.seed, "of the split");
   app.add_option("--threads", a.options.threads, "compute threads")->check(CLI::Range(1, 1024));
@@ -40,6 +41,14 @@ void add_common(CLI::App& app, Arguments& a) {
   app.add_option("--out", a.out, "JSON file to write; default: evaluation/ of the run");
   app.add_flag("--no-baselines", a.no_baselines, "leave out random initialisation and pixels");
   app.add_flag("--json", a.json, "one JSON object on the last line of stdout");
+}
+
+void add_features(CLI::App& app, Arguments& a) {
+  app.add_option("--features", a.features, "last: averaged tokens; last4: those of the last four blocks side by side")->check(CLI::IsMember({"last", "last4"}));
+}
+
+void add_seeds(CLI::App& app, Arguments& a) {
+  app.add_option("--seeds", a.seeds, "several seeds a,b,c: the mean and its standard error over them")->delimiter(',');
 }
 
 struct Protocol {
@@ -50,17 +59,23 @@ struct Protocol {
 };
 constexpr Protocol kProtocols[] = {
     {"linear", "logistic regression on frozen features", nullptr,
-     [](CLI::App& app, Arguments& a) { app.add_option("--seeds", a.seeds, "several seeds a,b,c: the mean and its standard error over them")->delimiter(','); }},
-    {"count", "linear, for the label count", "count", nullptr},
-    {"distance", "linear, for the label distance", "distance", nullptr},
+     [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
+    {"count", "linear, for the label count", "count", [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
+    {"distance", "linear, for the label distance", "distance", [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
     {"knn", "nearest neighbours by cosine", nullptr,
-     [](CLI::App& app, Arguments& a) { app.add_option("--k", a.ks, "neighbours that vote, a,b,c")->delimiter(',')->check(CLI::Range(1, 100000)); }},
+     [](CLI::App& app, Arguments& a) { add_features(app, a), app.add_option("--k", a.ks, "neighbours that vote, a,b,c")->delimiter(',')->check(CLI::Range(1, 100000)); }},
     {"low-shot", "the linear probe on few labels", nullptr,
      [](CLI::App& app, Arguments& a) {
+       add_features(app, a);
        auto* per_class = app.add_option("--per-class", a.shots.per_class, "labels known of each class")->check(CLI::Range(1, 1000000));
        auto* percent = app.add_option("--percent", a.shots.percent, "labels known, of the training images")->check(CLI::Range(0.0001, 100.0));
        per_class->excludes(percent);
        app.add_option("--draws", a.draws, "how often labels are drawn")->check(CLI::Range(1, 1000));
+     }},
+    {"attentive", "a cross-attention block with a learned query over frozen patches", nullptr,
+     [](CLI::App& app, Arguments& a) {
+       app.add_option("--epochs", a.attentive.epochs, "over the training images")->check(CLI::Range(1, 10000));
+       app.add_option("--batch", a.attentive.batch, "images a step")->check(CLI::Range(1, 65536));
      }},
 };
 
@@ -113,7 +128,10 @@ Result<nlohmann::ordered_json> run_protocol(const std::string& protocol, Argumen
   TESSERA_ASSIGN(const LoadedModel model, load_model(a.model, a.heads));
   const std::string file = file_of(protocol, a, model);
   if (!file.empty() && std::filesystem::path(file).has_parent_path()) TESSERA_TRY(make_folders(std::filesystem::path(file).parent_path().string()));
-  auto result = protocol == "knn" ? evaluate_knn(model, a.options, a.ks) : protocol == "low-shot" ? evaluate_low_shot(model, a.options, a.shots, a.draws) : run_linear(a, model, file);
+  auto result = protocol == "knn"         ? evaluate_knn(model, a.options, a.ks)
+                : protocol == "low-shot"  ? evaluate_low_shot(model, a.options, a.shots, a.draws)
+                : protocol == "attentive" ? evaluate_attentive(model, a.options, a.attentive)
+                                          : run_linear(a, model, file);
   if (result && !file.empty()) TESSERA_TRY(write_file_atomic(file, result->dump(1) + "\n"));
   return result;
 }

@@ -24,6 +24,13 @@ at::Tensor in_batches(const at::Tensor& pixels, int64_t batch, const Function& f
   return at::cat(parts);
 }
 
+// Pixels a side of the blocks that leave at most `most` of them along `size`.
+int64_t block_for(int64_t size, int64_t most) {
+  int64_t block = 1;
+  while (size / block > most || size % block != 0) ++block;
+  return block;
+}
+
 }  // namespace
 
 Result<EncoderKind> encoder_kind(const std::string& name) {
@@ -90,11 +97,17 @@ at::Tensor FrozenEncoder::attention(const at::Tensor& pixels) const {
 }
 
 at::Tensor pixel_features(const at::Tensor& pixels) {
-  const int64_t size = pixels.size(1);
-  int64_t block = 1;
-  while (size / block > kPixelSide || size % block != 0) ++block;
+  const int64_t size = pixels.size(1), block = block_for(size, kPixelSide);
   return in_batches(pixels, 256, [&](const at::Tensor& batch) {
     return batch.to(at::kFloat).view({-1, size / block, block, size / block, block, 3}).mean(at::IntArrayRef{2, 4}).reshape({batch.size(0), -1}).div_(255.0);
+  });
+}
+
+at::Tensor pixel_patches(const at::Tensor& pixels, int64_t grid) {
+  const int64_t patch = pixels.size(1) / grid, block = block_for(patch, 8), side = patch / block;
+  return in_batches(pixels, 64, [&](const at::Tensor& batch) {
+    const at::Tensor small = batch.to(at::kFloat).view({-1, grid, side, block, grid, side, block, 3}).mean(at::IntArrayRef{3, 6});  // [b, grid, side, grid, side, 3]
+    return small.permute({0, 1, 3, 2, 4, 5}).reshape({batch.size(0), grid * grid, side * side * 3}).div_(255.0);
   });
 }
 

@@ -53,6 +53,10 @@ class FrozenEncoder {
 inline constexpr int64_t kPixelSide = 32;
 at::Tensor pixel_features(const at::Tensor& pixels);
 
+// The same for the patches of a grid x grid image: [n, grid * grid, up to kPatchPixels].
+inline constexpr int64_t kPatchPixels = 8 * 8 * 3;
+at::Tensor pixel_patches(const at::Tensor& pixels, int64_t grid);
+
 // Error: kFixData naming `what` when a feature is not finite.
 Status check_finite(const at::Tensor& features, const std::string& what);
 

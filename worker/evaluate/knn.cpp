@@ -15,7 +15,7 @@
 namespace tessera::evaluate {
 namespace {
 
-constexpr int64_t kQueryBlock = 256, kBankBlock = 4096, kScan = 16;
+constexpr int64_t kQueryBlock = 128, kBankBlock = 2048, kScan = 16;
 
 at::Tensor unit_rows(const at::Tensor& rows_nd) {
   const at::Tensor rows = rows_nd.to(at::kFloat);
@@ -101,23 +101,22 @@ Nearest nearest(const at::Tensor& queries_qd, const at::Tensor& bank_nd, int64_t
   const int64_t q = queries.size(0), n = bank.size(0);
   TESSERA_CHECK(k >= 1 && k <= n, "k within the bank");
   Nearest out{q, k, std::vector<int64_t>(size_t(q * k)), std::vector<float>(size_t(q * k))};
-  at::Tensor buffer = at::empty({kQueryBlock * kBankBlock}, queries.options());
-  for (int64_t first = 0; first < q; first += kQueryBlock) {
-    const int64_t rows = std::min(kQueryBlock, q - first);
-    std::vector<Best> best(static_cast<size_t>(rows), Best(k));
-    for (int64_t from = 0; from < n; from += kBankBlock) {
-      const int64_t columns = std::min(kBankBlock, n - from);
-      at::Tensor similarity_qn = buffer.narrow(0, 0, rows * columns).view({rows, columns});
-      at::mm_out(similarity_qn, queries.narrow(0, first, rows), bank.narrow(0, from, columns).t());
-      const float* values = similarity_qn.const_data_ptr<float>();
-      at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) best[size_t(i)].add(values + i * columns, from, columns);
-      });
+  // Threads share out blocks of queries; a block's products run in one thread, so bits do not depend on how many there are.
+  at::parallel_for(0, (q + kQueryBlock - 1) / kQueryBlock, 1, [&](int64_t begin, int64_t end) {
+    at::NoGradGuard no_grad_here;
+    at::Tensor buffer = at::empty({kQueryBlock * kBankBlock}, queries.options());
+    for (int64_t first = begin * kQueryBlock; first < std::min(q, end * kQueryBlock); first += kQueryBlock) {
+      const int64_t rows = std::min(kQueryBlock, q - first);
+      std::vector<Best> best(static_cast<size_t>(rows), Best(k));
+      for (int64_t from = 0; from < n; from += kBankBlock) {
+        const int64_t columns = std::min(kBankBlock, n - from);
+        at::Tensor similarity_qn = buffer.narrow(0, 0, rows * columns).view({rows, columns});
+        at::mm_out(similarity_qn, queries.narrow(0, first, rows), bank.narrow(0, from, columns).t());
+        for (int64_t i = 0; i < rows; ++i) best[size_t(i)].add(similarity_qn.const_data_ptr<float>() + i * columns, from, columns);
+      }
+      for (int64_t i = 0; i < rows; ++i) best[size_t(i)].finish(&out.index_qk[size_t((first + i) * k)], &out.similarity_qk[size_t((first + i) * k)]);
     }
-    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) best[size_t(i)].finish(&out.index_qk[size_t((first + i) * k)], &out.similarity_qk[size_t((first + i) * k)]);
-    });
-  }
+  });
   return out;
 }
 

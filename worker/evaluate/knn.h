@@ -16,8 +16,8 @@ struct Nearest {
   std::vector<int64_t> index_qk;     // rows of the bank, nearest first; equal similarities: the smaller row first
   std::vector<float> similarity_qk;  // cosine
 };
-// Exact search by blocked products: memory is one block, whatever q and n. A row of zeros has similarity 0 to all.
-// k in [1, n]. Deterministic for one thread count.
+// Exact search by blocked products: memory is a block per thread, whatever q and n. A row of zeros has similarity 0 to all.
+// k in [1, n]. The same bits for every thread count.
 Nearest nearest(const at::Tensor& queries_qd, const at::Tensor& bank_nd, int64_t k);
 
 enum class Vote {

@@ -35,7 +35,10 @@ Result<Pool> read_pool(const LoadedModel& model, const EvaluationOptions& o, Sam
   if (o.baselines) random_encoder.emplace(random, o.encoder);
   TESSERA_TRY(read_in_chunks(source, pool.ids, int(model.function.model.image_size), [&](const Samples& some) -> Status {
     parts["model"].push_back(encoder.features(some.pixels, o.pooling));
-    if (random_encoder) parts["random_init"].push_back(random_encoder->features(some.pixels, o.pooling)), parts["pixels"].push_back(pixel_features(some.pixels));
+    if (random_encoder) {
+      parts["random_init"].push_back(random_encoder->features(some.pixels, o.pooling));
+      parts["pixels"].push_back(o.pooling == Pooling::kPatches ? pixel_patches(some.pixels, encoder.grid(some.pixels.size(1))) : pixel_features(some.pixels));
+    }
     for (const std::string& name : source.info().label_names) {
       const auto found = some.labels.find(name);
       for (size_t i = 0; i < some.ids.size(); ++i) pool.labels[name].push_back(found == some.labels.end() ? std::nan("") : found->second[i]);

@@ -85,10 +85,11 @@ Status draw_attention(const LoadedModel& model, const PatchPictureOptions& o) {
     canvas.draw_image(kGap, top, samples.pixels.const_data_ptr<uint8_t>() + int64_t{i} * size * size * 3, size, zoom);
     for (int m = 0; m < maps; ++m) {
       const float* map = maps_nmk.const_data_ptr<float>() + (int64_t{i} * maps_nmk.size(1) + m) * patches;
-      const float largest = std::max(1e-12f, *std::max_element(map, map + patches));
+      const auto [low, high] = std::minmax_element(map, map + patches);
+      const float range = std::max(1e-12f, *high - *low);
       std::vector<float> rgb;  // black, red, yellow, white
       for (int64_t p = 0; p < patches; ++p)
-        for (int c = 0; c < 3; ++c) rgb.push_back(3 * map[p] / largest - float(c));
+        for (int c = 0; c < 3; ++c) rgb.push_back(3 * (map[p] - *low) / range - float(c));
       draw_patches(canvas, kGap + (m + 1) * (side + kGap), top, side, grid, rgb.data());
     }
   }

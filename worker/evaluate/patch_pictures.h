@@ -21,8 +21,8 @@ at::Tensor pca_colors(const at::Tensor& patches_rd);
 
 // Pairs of image and patch colours. Errors: those of the loader; kFixData (fewer images than asked, features not finite); kIo.
 Status draw_pca(const LoadedModel& model, const PatchPictureOptions& options);
-// Rows of image, attention averaged over heads, then each head: how much the patch is looked at by all others in the last
-// block; brightest at the row's largest value.
+// Rows of image, attention averaged over heads, then each head (at most 8): how much a patch is looked at by all in the last
+// block; each map from its smallest value (black) to its largest (white), so a flat map shows its noise.
 Status draw_attention(const LoadedModel& model, const PatchPictureOptions& options);
 
 }  // namespace tessera::evaluate
