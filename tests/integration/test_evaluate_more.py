@@ -29,7 +29,7 @@ def tessera(*words, expect=0, threads=True):
     done = subprocess.run(command + (["--json"] if expect == 0 else []), capture_output=True, text=True, timeout=120)
     if done.returncode != expect:
         raise AssertionError(f"exit {done.returncode}, expected {expect}: {' '.join(command)}\n{done.stdout}{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1]) if expect == 0 else done.stderr + done.stdout
+    return json.loads(done.stdout) if expect == 0 else done.stderr + done.stdout  # progress goes to stderr
 
 
 def unit(rows):
@@ -235,6 +235,10 @@ class Evaluation(WorldTest):
             (["neighbours", self.run_dir, "no-such-key", *data, "--out", self.out("n.png")], 65, "no-such-key"),
             (["neighbours", self.run_dir, "00000001", "--data", "scenes:5:64", "--out", self.out("n.png")], 65, "fewer than --k 8"),
             (["neighbours", self.run_dir, __file__, *data, "--out", self.out("n.png")], 65, "no image"),
+            (["neighbours", self.run_dir, "00000001", *data, "--limit", "900", "--out", self.out("n.png")], 65, "fewer than --limit 900"),
+            (["neighbours", self.run_dir, "00000001", *data, "--out", "/proc/nothing/n.png"], 74, "/proc/nothing"),
+            (["evaluate", "knn", self.run_dir, *data, "--out", "/proc/nothing/k.json"], 74, "/proc/nothing"),
+            (["visualize", "pca", self.run_dir, *data, "--out", "/proc/nothing/p.png"], 74, "/proc/nothing"),
             (["visualize", "pca", self.run_dir], 64, "--data"),
         )
         for words, code, needle in cases:

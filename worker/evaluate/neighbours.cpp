@@ -88,7 +88,8 @@ Result<Bank> read_embeddings(const LoadedModel& model, const std::string& folder
 }
 
 Result<Bank> compute_bank(const FrozenEncoder& encoder, SampleSource& source, int64_t limit, int size) {
-  const int64_t count = limit > 0 ? std::min(limit, source.info().sample_count) : source.info().sample_count;
+  const int64_t all = source.info().sample_count, count = limit > 0 ? limit : all;
+  if (limit > all) return fail(ErrorCode::kFixData, "the data has " + std::to_string(all) + " samples, fewer than --limit " + std::to_string(limit));
   std::vector<SampleId> ids(static_cast<size_t>(count));
   std::iota(ids.begin(), ids.end(), 0);
   Bank bank;

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <string>
 
+#include "common/log.h"
 #include "common/version.h"
 #include "worker/evaluate/commands.h"
 #include "worker/tool/commands.h"
@@ -45,6 +46,7 @@ int main(int argc, char** argv) {
     std::cout << "tessera-model " << tessera::kVersion << "\n";
     return 0;
   }
+  if (auto status = tessera::log_init({"model", name, ""}); !status) return tessera::tool::report(status.error());  // progress to stderr
   for (const Subcommand& s : kSubcommands)
     if (name == s.name) return s.run(argc - 1, argv + 1);
   if (!name.empty()) std::cerr << "error: there is no subcommand " << name << "\n";
