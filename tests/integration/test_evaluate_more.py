@@ -82,9 +82,20 @@ class Evaluation(WorldTest):
         self.assertAlmostEqual(result["value"], np.mean(result["values"]), 9)
         self.assertAlmostEqual(result["standard_error"], np.std(result["values"], ddof=1) / 3**0.5, 9)
         self.assertEqual(json.loads(pathlib.Path(self.out("linear.json")).read_text()), result)
+        self.assertIn("mix", tessera("evaluate", "linear", self.run_dir, "--data", DATA, "--seeds", "1,2", "--also", self.run_dir, expect=64))
         with Image.open(result["confusion_png"]) as picture:
             self.assertEqual(picture.size[0], picture.size[1])
             self.assertGreater(len(picture.getcolors(100000)), 3)
+
+    def test_linear_over_training_seeds(self):
+        self.world.run_once("--workers", "1", name="other", sets=["function.seed=12", "function.steps=4", "function.warmup_steps=1"])
+        other = str(self.world.ups[-1].run_dir)
+        common = ["--data", DATA, "--train-images", "100", "--test-images", "60", "--label", "class", "--no-baselines"]
+        one, two = (tessera("evaluate", "linear", run, *common, "--out", self.out("one.json"))["value"] for run in (self.run_dir, other))
+        both = tessera("evaluate", "linear", self.run_dir, *common, "--also", other, "--out", self.out("both.json"))
+        self.assertEqual(both["values"], [one, two])
+        self.assertAlmostEqual(both["standard_error"], abs(one - two) / 2, 9)
+        self.assertEqual([m["step"] for m in both["settings"]["also"]], [4])
 
     def test_knn_and_linear_against_numpy_and_scikit_learn(self):
         train_data, test_data = "scenes:400:64", "scenes:300:64"  # the same first scenes: only the arithmetic matters here

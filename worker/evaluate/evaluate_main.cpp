@@ -20,6 +20,7 @@ namespace {
 struct Arguments {
   std::string model, encoder = "target", features = "last", label, out;
   EvaluationOptions options;
+  std::vector<std::string> also;
   std::vector<int64_t> seeds, ks;
   Shots shots;
   AttentiveOptions attentive;
@@ -49,6 +50,7 @@ void add_features(CLI::App& app, Arguments& a) {
 
 void add_seeds(CLI::App& app, Arguments& a) {
   app.add_option("--seeds", a.seeds, "several seeds a,b,c: the mean and its standard error over them")->delimiter(',');
+  app.add_option("--also", a.also, "runs of the same recipe from other training seeds, a,b,c: the mean and its standard error over all")->delimiter(',');
 }
 
 struct Protocol {
@@ -110,8 +112,13 @@ std::string file_of(const std::string& protocol, const Arguments& a, const Loade
   return model.run_dir + "/evaluation/" + protocol + "-step-" + std::to_string(model.state.step) + ".json";
 }
 
-Result<nlohmann::ordered_json> run_linear(const Arguments& a, const LoadedModel& model, const std::string& file) {
-  TESSERA_ASSIGN(LinearResult result, evaluate_linear(model, a.options, a.seeds.empty() ? std::vector<int64_t>{a.options.seed} : a.seeds));
+Result<nlohmann::ordered_json> run_linear(const Arguments& a, LoadedModel first, const std::string& file) {
+  std::vector<LoadedModel> models{std::move(first)};
+  for (const std::string& path : a.also) {
+    TESSERA_ASSIGN(LoadedModel model, load_model(path, a.heads));
+    models.push_back(std::move(model));
+  }
+  TESSERA_ASSIGN(LinearResult result, evaluate_linear(models, a.options, a.seeds.empty() ? std::vector<int64_t>{a.options.seed} : a.seeds));
   if (!file.empty()) {
     const std::string picture = std::filesystem::path(file).replace_extension(".confusion.png").string();
     TESSERA_TRY(draw_confusion(result.confusion_cc, picture));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 
 #include "common/clock.h"
@@ -74,9 +75,15 @@ ProbeScore probe(const at::Tensor& train_nd, const at::Tensor& test_nd, const Ta
   return {p, std::sqrt(p * (1 - p) / double(test_nd.size(0))), best_l2, std::move(predicted)};
 }
 
-Result<LinearResult> evaluate_linear(const LoadedModel& model, const EvaluationOptions& o, const std::vector<int64_t>& seeds) {
+Result<LinearResult> evaluate_linear(const std::vector<LoadedModel>& models, const EvaluationOptions& o, const std::vector<int64_t>& probe_seeds) {
   const Millis start = monotonic_ms();
-  TESSERA_ASSIGN(const std::vector<Labelled> data, read_labelled(model, o, seeds));
+  if (models.size() > 1 && probe_seeds.size() > 1) return fail(ErrorCode::kUsage, "--also and --seeds together would mix two kinds of error; give one of them");
+  std::vector<Labelled> data;
+  for (const LoadedModel& model : models) {
+    TESSERA_ASSIGN(std::vector<Labelled> some, read_labelled(model, o, probe_seeds));
+    std::move(some.begin(), some.end(), std::back_inserter(data));
+  }
+  const std::vector<int64_t> seeds = models.size() > 1 ? std::vector<int64_t>(models.size(), probe_seeds[0]) : probe_seeds;
   const std::string main_label = data[0].main_label();
   LinearResult out;
   nlohmann::ordered_json probes = nlohmann::ordered_json::object();
@@ -92,8 +99,9 @@ Result<LinearResult> evaluate_linear(const LoadedModel& model, const EvaluationO
   for (const auto& [key, value] : probes[main_label].items()) out.document[key] = value;
   out.document["label"] = main_label;
   out.document["probes"] = probes;
-  out.document["settings"] = common_settings("linear", model, o, data[0]);
-  if (seeds.size() > 1) out.document["settings"]["seeds"] = seeds;
+  out.document["settings"] = common_settings("linear", models[0], o, data[0]);
+  for (size_t m = 1; m < models.size(); ++m) out.document["settings"]["also"].push_back({{"model", models[m].checkpoint}, {"step", models[m].state.step}, {"checkpoint_digest", to_hex(models[m].state.digest())}});
+  if (probe_seeds.size() > 1) out.document["settings"]["seeds"] = probe_seeds;
   out.document["settings"]["seconds"] = double(monotonic_ms() - start) / 1000.0;
   return out;
 }

@@ -22,9 +22,11 @@ struct LinearResult {
   nlohmann::ordered_json document;      // of INTERFACES.md
   std::vector<std::vector<int64_t>> confusion_cc;  // main label, first seed: [true class][predicted class]
 };
-// seeds: of the split and of the choice of L2; with several, value is their mean, standard_error that of the mean, and
-// test_standard_error the test set's own. With one, standard_error is the test set's.
-Result<LinearResult> evaluate_linear(const LoadedModel& model, const EvaluationOptions& options, const std::vector<int64_t>& seeds);
+// models: one, or several of the same recipe trained from different seeds; all see the same images. seeds: of the split and
+// of the choice of L2. With several models or seeds, value is the mean over all, standard_error that of the mean,
+// and test_standard_error the test set's own; with one of each, standard_error is the test set's.
+// Errors: those of read_labelled; kUsage when both are several (their errors are not of one kind).
+Result<LinearResult> evaluate_linear(const std::vector<LoadedModel>& models, const EvaluationOptions& options, const std::vector<int64_t>& seeds);
 
 // [true class][predicted class]; images of a class that training never saw (-1) are left out. Pure.
 std::vector<std::vector<int64_t>> confusion(const std::vector<int64_t>& truth, const std::vector<int64_t>& predicted, int64_t classes);
