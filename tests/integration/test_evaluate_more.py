@@ -186,6 +186,9 @@ class Evaluation(WorldTest):
     def test_report(self):
         tessera("evaluate", "knn", self.run_dir, "--data", DATA, "--train-images", "100", "--test-images", "50")
         tessera("visualize", "masks", self.run_dir, threads=False)
+        for step in (100, 90):
+            (pathlib.Path(self.run_dir) / "evaluation" / f"linear-step-{step}.json").write_text('{"value": 0.5, "label": "<b>"}')
+        (pathlib.Path(self.run_dir) / "evaluation" / "torn.json").write_text('{"value":')
         result = tessera("evaluate", "report", self.run_dir, threads=False)
         self.assertEqual((result["steps"], result["checkpoints"]), (12, 2))
         self.assertGreaterEqual(result["evaluations"], 1)
@@ -193,6 +196,9 @@ class Evaluation(WorldTest):
         page = pathlib.Path(result["out"]).read_text()
         self.assertEqual(re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", page), [], "the page refers to another file")
         self.assertIn("knn-step-12", page)
+        self.assertLess(page.index("linear-step-90"), page.index("linear-step-100"))
+        self.assertIn("&lt;b&gt;", page)
+        self.assertIn("torn.json cannot be read", page)
         self.assertGreaterEqual(page.count("<svg"), 3)
 
         class Balance(html.parser.HTMLParser):

@@ -57,12 +57,19 @@ Metrics read_metrics(const std::string& path) {
   return out;
 }
 
+// "linear-step-90" before "linear-step-100": a name's last number counts as a number.
+std::pair<std::string, int64_t> order_of(const fs::path& path) {
+  const std::string name = path.stem().string();
+  const size_t digits = name.find_last_not_of("0123456789") + 1;
+  return {name.substr(0, digits), name.size() - digits > 0 && name.size() - digits < 19 ? std::stoll(name.substr(digits)) : 0};
+}
+
 std::vector<fs::path> files_in(const fs::path& folder, const std::string& extension) {
   std::vector<fs::path> out;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error))
     if (entry.is_regular_file(error) && entry.path().extension() == extension) out.push_back(entry.path());
-  std::sort(out.begin(), out.end());
+  std::sort(out.begin(), out.end(), [](const fs::path& a, const fs::path& b) { return order_of(a) < order_of(b); });
   return out;
 }
 
@@ -150,7 +157,7 @@ std::string overview(const fs::path& run, const Metrics& metrics) {
   const std::time_t time = std::time(nullptr);
   std::strftime(now, sizeof now, "%Y-%m-%d %H:%M UTC", std::gmtime(&time));
   return key_values({{"folder", fs::absolute(run).string()}, {"steps logged", std::to_string(metrics.steps)}, {"last step", text("step")}, {"loss", text("loss")},
-                     {"state digest", text("state_digest")}, {"batch digest (chain)", text("batch_chain")}, {"generation", text("generation")}, {"written", std::string(now) + " by tessera " + kVersion}});
+                     {"state digest before it", text("state_digest")}, {"batch digest (chain)", text("batch_chain")}, {"generation", text("generation")}, {"written", std::string(now) + " by tessera " + kVersion}});
 }
 
 }  // namespace
