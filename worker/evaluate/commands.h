@@ -5,6 +5,8 @@
 namespace tessera::evaluate {
 
 int evaluate_main(int argc, char** argv);
+int embed_main(int argc, char** argv);
+int neighbours_main(int argc, char** argv);
 int visualize_main(int argc, char** argv);
 
 }  // namespace tessera::evaluate

@@ -1,15 +1,85 @@
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 
 #include "common/file.h"
+#include "worker/evaluate/attentive.h"
 #include "worker/evaluate/commands.h"
+#include "worker/evaluate/knn.h"
 #include "worker/evaluate/linear.h"
+#include "worker/evaluate/low_shot.h"
+#include "worker/evaluate/report.h"
 
 namespace tessera::evaluate {
 namespace {
+
+// What the command line said; one protocol runs in a process.
+struct Arguments {
+  std::string model, encoder = "target", features = "last", label, out;
+  EvaluationOptions options;
+  std::vector<std::string> also;
+  std::vector<int64_t> seeds, ks;
+  Shots shots;
+  AttentiveOptions attentive;
+  int64_t draws = 5, heads = 0;
+  bool json = false, no_baselines = false;
+};
+
+void add_common(CLI::App& app, Arguments& a) {
+  app.add_option("model", a.model, "run, checkpoint folder, Hugging Face folder or published .pth.tar")->required();
+  app.add_option("--data", a.options.data, "labelled data: folder of images, tar shards, or scenes:N")->required();
+  app.add_option("--test-data", a.options.test_data, "labelled test data; default: held out of --data");
+  app.add_option("--train-images", a.options.train_images, "at most so many to train on")->check(CLI::Range(10, 100000000));
+  app.add_option("--test-images", a.options.test_images, "at most so many to test on")->check(CLI::Range(10, 100000000));
+  app.add_option("--encoder", a.encoder, "target or context")->check(CLI::IsMember({"target", "context"}));
+  app.add_option("--label", a.label, "only this label");
+  app.add_option("--seed", a.options.seed, "of the split");
+  app.add_option("--threads", a.options.threads, "compute threads")->check(CLI::Range(1, 1024));
+  app.add_option("--heads", a.heads, "attention heads of a published file of sizes that no variant has")->check(CLI::Range(1, 256));
+  app.add_option("--out", a.out, "JSON file to write; default: evaluation/ of the run");
+  app.add_flag("--no-baselines", a.no_baselines, "leave out random initialisation and pixels");
+  app.add_flag("--json", a.json, "one JSON object on the last line of stdout");
+}
+
+void add_features(CLI::App& app, Arguments& a) {
+  app.add_option("--features", a.features, "last: averaged tokens; last4: those of the last four blocks side by side")->check(CLI::IsMember({"last", "last4"}));
+}
+
+void add_seeds(CLI::App& app, Arguments& a) {
+  app.add_option("--seeds", a.seeds, "several seeds a,b,c: the mean and its standard error over them")->delimiter(',');
+  app.add_option("--also", a.also, "runs of the same recipe from other training seeds, a,b,c: the mean and its standard error over all")->delimiter(',');
+}
+
+struct Protocol {
+  const char* name;
+  const char* help;
+  const char* label;  // the only label; null: all
+  void (*add)(CLI::App&, Arguments&);
+};
+constexpr Protocol kProtocols[] = {
+    {"linear", "logistic regression on frozen features", nullptr,
+     [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
+    {"count", "linear, for the label count", "count", [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
+    {"distance", "linear, for the label distance", "distance", [](CLI::App& app, Arguments& a) { add_features(app, a), add_seeds(app, a); }},
+    {"knn", "nearest neighbours by cosine", nullptr,
+     [](CLI::App& app, Arguments& a) { add_features(app, a), app.add_option("--k", a.ks, "neighbours that vote, a,b,c")->delimiter(',')->check(CLI::Range(1, 100000)); }},
+    {"low-shot", "the linear probe on few labels", nullptr,
+     [](CLI::App& app, Arguments& a) {
+       add_features(app, a);
+       auto* per_class = app.add_option("--per-class", a.shots.per_class, "labels known of each class")->check(CLI::Range(1, 1000000));
+       auto* percent = app.add_option("--percent", a.shots.percent, "labels known, of the training images")->check(CLI::Range(0.0001, 100.0));
+       per_class->excludes(percent);
+       app.add_option("--draws", a.draws, "how often labels are drawn")->check(CLI::Range(1, 1000));
+     }},
+    {"attentive", "a cross-attention block with a learned query over frozen patches", nullptr,
+     [](CLI::App& app, Arguments& a) {
+       app.add_option("--epochs", a.attentive.epochs, "over the training images")->check(CLI::Range(1, 10000));
+       app.add_option("--batch", a.attentive.batch, "images a step")->check(CLI::Range(1, 65536));
+     }},
+};
 
 int failed(const Error& error) {
   std::cerr << "tessera evaluate: " << error.message << "\n";
@@ -17,52 +87,95 @@ int failed(const Error& error) {
 }
 
 void print_table(const nlohmann::ordered_json& result) {
-  std::printf("%-10s %9s %9s %13s %9s\n", "label", "probe", "+- error", "random init", "pixels");
+  std::printf("%-10s %9s %9s %13s %9s\n", "label", "value", "+- error", "random init", "pixels");
   for (const auto& [label, p] : result["probes"].items()) {
     const bool baselines = p.contains("baselines");
     std::printf("%-10s %8.1f%% %8.1f%% %12.1f%% %8.1f%%\n", label.c_str(), 100 * p["value"].get<double>(), 100 * p["standard_error"].get<double>(),
                 baselines ? 100 * p["baselines"]["random_init"].get<double>() : std::nan(""), baselines ? 100 * p["baselines"]["pixels"].get<double>() : std::nan(""));
+    if (!p.contains("by_k")) continue;
+    for (const auto& [k, score] : p["by_k"].items()) std::printf("  k = %-5s weighted %5.1f%%  majority %5.1f%%\n", k.c_str(), 100 * score["weighted"].get<double>(), 100 * score["majority"].get<double>());
   }
+}
+
+int run_report(const Arguments& a) {
+  const auto result = write_report(a.model, a.out);
+  if (!result) return failed(result.error());
+  if (a.json) std::cout << result->dump() << std::endl;
+  else std::cout << (*result)["out"].get<std::string>() << "\n";
+  return 0;
+}
+
+// Where the JSON goes: --out, or the run's evaluation/; empty: nowhere.
+std::string file_of(const std::string& protocol, const Arguments& a, const LoadedModel& model) {
+  if (!a.out.empty()) return a.out;
+  if (model.run_dir.empty()) return "";
+  return model.run_dir + "/evaluation/" + protocol + "-step-" + std::to_string(model.state.step) + ".json";
+}
+
+Result<nlohmann::ordered_json> run_linear(const Arguments& a, LoadedModel first, const std::string& file) {
+  std::vector<LoadedModel> models{std::move(first)};
+  for (const std::string& path : a.also) {
+    TESSERA_ASSIGN(LoadedModel model, load_model(path, a.heads));
+    models.push_back(std::move(model));
+  }
+  TESSERA_ASSIGN(LinearResult result, evaluate_linear(models, a.options, a.seeds.empty() ? std::vector<int64_t>{a.options.seed} : a.seeds));
+  if (!file.empty()) {
+    const std::string picture = std::filesystem::path(file).replace_extension(".confusion.png").string();
+    TESSERA_TRY(draw_confusion(result.confusion_cc, picture));
+    result.document["confusion_png"] = picture;
+  }
+  return std::move(result.document);
+}
+
+Result<nlohmann::ordered_json> run_protocol(const std::string& protocol, Arguments& a) {
+  TESSERA_ASSIGN(a.options.encoder, encoder_kind(a.encoder));
+  a.options.pooling = a.features == "last4" ? Pooling::kLast4 : Pooling::kMean;
+  a.options.baselines = !a.no_baselines;
+  if (!a.label.empty()) a.options.labels = {a.label};
+  TESSERA_ASSIGN(const LoadedModel model, load_model(a.model, a.heads));
+  const std::string file = file_of(protocol, a, model);
+  if (!file.empty() && std::filesystem::path(file).has_parent_path()) TESSERA_TRY(make_folders(std::filesystem::path(file).parent_path().string()));
+  auto result = protocol == "knn"         ? evaluate_knn(model, a.options, a.ks)
+                : protocol == "low-shot"  ? evaluate_low_shot(model, a.options, a.shots, a.draws)
+                : protocol == "attentive" ? evaluate_attentive(model, a.options, a.attentive)
+                                          : run_linear(a, model, file);
+  if (result && !file.empty()) TESSERA_TRY(write_file_atomic(file, result->dump(1) + "\n"));
+  return result;
 }
 
 }  // namespace
 
 int evaluate_main(int argc, char** argv) {
   CLI::App app{"Evaluates a model's frozen features"};
-  std::string protocol, model_path, label;
-  LinearOptions options;
-  bool json = false, no_baselines = false;
-  app.add_option("protocol", protocol, "linear, count (the label count) or distance (the label distance)")->required()->check(CLI::IsMember({"linear", "count", "distance"}));
-  app.add_option("model", model_path, "checkpoint folder or run")->required();
-  app.add_option("--data", options.data, "labelled data: folder of images, tar shards, or scenes:N")->required();
-  app.add_option("--test-data", options.test_data, "labelled test data; default: held out of --data");
-  app.add_option("--train-images", options.train_images, "at most so many to train on")->check(CLI::Range(10, 100000000));
-  app.add_option("--test-images", options.test_images, "at most so many to test on")->check(CLI::Range(10, 100000000));
-  app.add_option("--encoder", options.encoder, "target or context")->check(CLI::IsMember({"target", "context"}));
-  app.add_option("--label", label, "only this label");
-  app.add_option("--seed", options.seed, "of the split");
-  app.add_option("--threads", options.threads, "compute threads")->check(CLI::Range(1, 1024));
-  app.add_flag("--no-baselines", no_baselines, "leave out random initialisation and pixels");
-  app.add_flag("--json", json, "one JSON object on the last line of stdout");
+  app.name("tessera evaluate");
+  app.require_subcommand(1);
+  Arguments a;
+  for (const Protocol& p : kProtocols) {
+    CLI::App* sub = app.add_subcommand(p.name, p.help);
+    add_common(*sub, a);
+    if (p.add) p.add(*sub, a);
+  }
+  CLI::App* report = app.add_subcommand("report", "one HTML page about a run");
+  report->add_option("run", a.model, "run folder, or its name below runs/")->required();
+  report->add_option("--out", a.out, "HTML file; default: report.html of the run");
+  report->add_flag("--json", a.json, "one JSON object on the last line of stdout");
+  const std::string word = argc > 1 ? argv[1] : "";
+  const bool known = std::any_of(std::begin(kProtocols), std::end(kProtocols), [&](const Protocol& p) { return word == p.name; });
+  if (!word.empty() && word[0] != '-' && !known && word != "report") return failed({ErrorCode::kUsage, "there is no evaluation " + word + "; --help lists them"});
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : exit_codes::kUsage;
   }
-  at::set_num_threads(options.threads);
-  options.baselines = !no_baselines;
-  if (protocol != "linear") label = protocol;
-  if (!label.empty()) options.labels = {label};
-  auto model = load_model(model_path);
-  if (!model) return failed(model.error());
-  auto result = evaluate_linear(*model, options);
+  if (report->parsed()) return run_report(a);
+  const std::string protocol = app.get_subcommands().front()->get_name();
+  for (const Protocol& p : kProtocols)
+    if (protocol == p.name && p.label) a.label = p.label;
+  if (protocol == "low-shot" && a.shots.per_class == 0 && a.shots.percent == 0) return failed({ErrorCode::kUsage, "low-shot needs --per-class N or --percent P"});
+  at::set_num_threads(a.options.threads);
+  const auto result = run_protocol(protocol, a);
   if (!result) return failed(result.error());
-  if (!model->run_dir.empty()) {
-    const std::string folder = model->run_dir + "/evaluation", file = folder + "/" + protocol + "-step-" + std::to_string(model->state.step) + ".json";
-    if (auto made = make_folders(folder); !made) return failed(made.error());
-    if (auto written = write_file_atomic(file, result->dump(1) + "\n"); !written) return failed(written.error());
-  }
-  if (json) std::cout << result->dump() << std::endl;
+  if (a.json) std::cout << result->dump() << std::endl;
   else print_table(*result);
   return 0;
 }

@@ -1,46 +1,36 @@
-// `tessera-model evaluate linear`: the linear probe on frozen features, beside random initialisation and pixels.
+// `tessera evaluate linear`: the linear probe on frozen features, beside random initialisation and pixels.
 #pragma once
 
-#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "worker/evaluate/labelled.h"
 #include "worker/evaluate/logistic.h"
-#include "worker/evaluate/model_source.h"
-#include "worker/evaluate/samples.h"
 
 namespace tessera::evaluate {
-
-struct LinearOptions {
-  std::string data, test_data;   // test_data empty: held out of data
-  int64_t train_images = 4000, test_images = 2000;
-  std::string encoder = "target";  // target | context
-  std::vector<std::string> labels;  // empty: all that the data has
-  int64_t seed = 0;
-  int threads = 2;
-  bool baselines = true;
-};
-
-// Averaged final-norm tokens of an encoder for images of the model's size: [n, D].
-at::Tensor pooled_features(const LoadedModel& model, const at::Tensor& pixels, bool context_encoder);
-
-// One label as classes: integers as they are, real numbers in 8 quantile bins of the training part.
-struct Target {
-  std::vector<int64_t> train, test;
-  int64_t classes = 0;
-  std::vector<double> edges;  // of the bins, when binned
-};
-Target make_target(const std::vector<double>& train, const std::vector<double>& test);
 
 struct ProbeScore {
   double accuracy = 0;
   double standard_error = 0;  // of the test set: sqrt(p (1 - p) / n)
   double l2 = 0;
+  std::vector<int64_t> predicted;  // class of each test image
 };
 // L2 from {1e-4 ... 1e2} on 20 % of the training part, then fitted on all of it.
 ProbeScore probe(const at::Tensor& train_nd, const at::Tensor& test_nd, const Target& target, int64_t seed);
 
-// The JSON document of INTERFACES.md.
-Result<nlohmann::ordered_json> evaluate_linear(const LoadedModel& model, const LinearOptions& options);
+struct LinearResult {
+  nlohmann::ordered_json document;      // of INTERFACES.md
+  std::vector<std::vector<int64_t>> confusion_cc;  // main label, first seed: [true class][predicted class]
+};
+// models: one, or several of the same recipe trained from different seeds; all see the same images. seeds: of the split and
+// of the choice of L2. With several models or seeds, value is the mean over all, standard_error that of the mean,
+// and test_standard_error the test set's own; with one of each, standard_error is the test set's.
+// Errors: those of read_labelled; kUsage when both are several (their errors are not of one kind).
+Result<LinearResult> evaluate_linear(const std::vector<LoadedModel>& models, const EvaluationOptions& options, const std::vector<int64_t>& seeds);
+
+// [true class][predicted class]; images of a class that training never saw (-1) are left out. Pure.
+std::vector<std::vector<int64_t>> confusion(const std::vector<int64_t>& truth, const std::vector<int64_t>& predicted, int64_t classes);
+// A square of cells, one row a true class, darker where more of the row's images are predicted; framed diagonal. Error: kIo.
+Status draw_confusion(const std::vector<std::vector<int64_t>>& confusion_cc, const std::string& path);
 
 }  // namespace tessera::evaluate

@@ -6,26 +6,23 @@ namespace tessera::evaluate {
 
 namespace fs = std::filesystem;
 
-Result<LoadedModel> load_model(const std::string& path) {
-  LoadedModel out;
-  fs::path folder = path;
-  if (!fs::exists(folder) && fs::exists(fs::path("runs") / path)) folder = fs::path("runs") / path;
-  if (fs::exists(folder / "checkpoints")) {
-    out.run_dir = folder.string();
-    fs::path newest;
-    for (const auto& entry : fs::directory_iterator(folder / "checkpoints"))
-      if (entry.path().filename().string().starts_with("step-") && fs::exists(entry.path() / "manifest.json") && entry.path() > newest) newest = entry.path();
-    if (newest.empty()) return fail(ErrorCode::kFixData, path + ": the run has no checkpoint yet");
-    folder = newest;
-  } else if (folder.parent_path().filename() == "checkpoints") {
-    out.run_dir = folder.parent_path().parent_path().string();
+Result<LoadedModel> load_model(const std::string& path, int64_t num_heads) {
+  fs::path named = path;
+  if (!named.has_filename()) named = named.parent_path();  // "run/" is "run"
+  if (!fs::exists(named) && fs::exists(fs::path("runs") / named)) named = fs::path("runs") / named;
+  auto opened = import::open_model(named.string(), num_heads);
+  if (!opened) {
+    Error error = std::move(opened).error();
+    if (error.code == ErrorCode::kUsage) error.code = ErrorCode::kFixData;  // a model that is missing is data
+    return tl::unexpected(std::move(error));
   }
-  if (!fs::exists(folder / "manifest.json")) return fail(ErrorCode::kFixData, path + ": neither a run nor a checkpoint folder (no manifest.json)");
-  out.checkpoint = folder.string();
-  TESSERA_ASSIGN(const checkpoint::Manifest manifest, checkpoint::read_manifest(out.checkpoint));
-  TESSERA_ASSIGN(out.function, parse_function(manifest.scalars.function_yaml));
-  TESSERA_ASSIGN(out.state, checkpoint::read_checkpoint(out.checkpoint, out.function));
+  LoadedModel out{opened->path, "", std::move(opened->function), std::move(opened->state), opened->kind};
+  const fs::path folder = fs::absolute(out.checkpoint), root = folder.parent_path();
+  if (out.kind == import::ModelKind::kCheckpoint && root.filename() == "checkpoints")
+    out.run_dir = fs::is_directory(named / "checkpoints") ? named.string() : root.parent_path().string();
   return out;
 }
+
+LoadedModel random_model(const LoadedModel& model) { return {"", "", model.function, model::State::initial(model.function), model.kind}; }
 
 }  // namespace tessera::evaluate

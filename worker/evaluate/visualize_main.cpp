@@ -1,11 +1,14 @@
+#include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include "common/config.h"
 #include "common/file.h"
 #include "worker/evaluate/commands.h"
+#include "worker/evaluate/patch_pictures.h"
 #include "worker/evaluate/png_sheet.h"
 #include "worker/evaluate/samples.h"
 
@@ -54,34 +57,65 @@ Status draw_masks(const FunctionConfig& function, const std::string& data, const
   return canvas.write(out);
 }
 
+struct Arguments {
+  std::string what, path, data, out, encoder = "target";
+  int64_t step = 0, rows = 6, heads = 0;
+  int threads = 2;
+};
+
+// masks: from a run's or a file's configuration alone.
+Result<std::string> masks(Arguments a) {
+  std::string folder = a.path;
+  if (!std::filesystem::exists(folder) && std::filesystem::exists("runs/" + a.path)) folder = "runs/" + a.path;
+  const bool is_run = std::filesystem::is_directory(folder);
+  TESSERA_ASSIGN(const Config config, load_config(is_run ? folder + "/config.yaml" : a.path, {}));
+  if (a.data.empty()) a.data = config.operation.data_path;
+  if (a.out.empty()) a.out = is_run ? folder + "/pictures/masks.png" : "masks.png";
+  TESSERA_TRY(draw_masks(config.function, a.data, a.out, a.step, int(a.rows)));
+  return a.out;
+}
+
+// pca, attention: from a model's patches.
+Result<std::string> patches(Arguments a) {
+  if (a.data.empty()) return fail(ErrorCode::kUsage, a.what + " needs --data PATH");
+  at::set_num_threads(a.threads);
+  TESSERA_ASSIGN(const LoadedModel model, load_model(a.path, a.heads));
+  if (a.out.empty()) a.out = model.run_dir.empty() ? a.what + ".png" : model.run_dir + "/pictures/" + a.what + "-step-" + std::to_string(model.state.step) + ".png";
+  PatchPictureOptions options{a.data, a.out, EncoderKind::kTarget, a.rows, a.threads};
+  TESSERA_ASSIGN(options.encoder, encoder_kind(a.encoder));
+  TESSERA_TRY(a.what == "pca" ? draw_pca(model, options) : draw_attention(model, options));
+  return a.out;
+}
+
 }  // namespace
 
 int visualize_main(int argc, char** argv) {
   CLI::App app{"Draws picture sheets"};
-  std::string what, path, data, out;
-  int64_t step = 0;
-  int rows = 6;
-  app.add_option("what", what, "masks")->required()->check(CLI::IsMember({"masks"}));
-  app.add_option("run", path, "run folder, or a configuration (.yaml)")->required();
-  app.add_option("--data", data, "data; default: the configuration's data_path");
-  app.add_option("--out", out, "PNG file; default: pictures/masks.png of the run");
-  app.add_option("--step", step, "which step's first tile");
-  app.add_option("--rows", rows, "images")->check(CLI::Range(1, 64));
+  app.name("tessera visualize");
+  Arguments a;
+  bool json = false;
+  app.add_option("what", a.what, "masks, pca (patch features as colours) or attention (of the last block)")->required()->check(CLI::IsMember({"masks", "pca", "attention"}));
+  app.add_option("model", a.path, "masks: run folder, or a configuration (.yaml); else a run, checkpoint, Hugging Face folder or published .pth.tar")->required();
+  app.add_option("--data", a.data, "data; default for masks: the configuration's data_path");
+  app.add_option("--out", a.out, "PNG file; default: pictures/ of the run");
+  app.add_option("--step", a.step, "masks: which step's first tile");
+  app.add_option("--rows", a.rows, "images")->check(CLI::Range(1, 64));
+  app.add_option("--encoder", a.encoder, "target or context")->check(CLI::IsMember({"target", "context"}));
+  app.add_option("--threads", a.threads, "compute threads")->check(CLI::Range(1, 1024));
+  app.add_option("--heads", a.heads, "attention heads of a published file of sizes that no variant has")->check(CLI::Range(1, 256));
+  app.add_flag("--json", json, "one JSON object on the last line of stdout");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : exit_codes::kUsage;
   }
-  const auto failed = [](const Error& error) { return std::cerr << "tessera visualize: " << error.message << "\n", exit_code_of(error); };
-  std::string folder = path;
-  if (!std::filesystem::exists(folder) && std::filesystem::exists("runs/" + path)) folder = "runs/" + path;
-  const bool is_run = std::filesystem::is_directory(folder);
-  auto config = load_config(is_run ? folder + "/config.yaml" : path, {});
-  if (!config) return failed(config.error());
-  if (data.empty()) data = config->operation.data_path;
-  if (out.empty()) out = is_run ? folder + "/pictures/masks.png" : "masks.png";
-  if (auto done = draw_masks(config->function, data, out, step, rows); !done) return failed(done.error());
-  std::cout << out << "\n";
+  const auto drawn = a.what == "masks" ? masks(a) : patches(a);
+  if (!drawn) {
+    std::cerr << "tessera visualize: " << drawn.error().message << "\n";
+    return exit_code_of(drawn.error());
+  }
+  if (json) std::cout << nlohmann::ordered_json{{"schema", 1}, {"out", *drawn}}.dump() << std::endl;
+  else std::cout << *drawn << "\n";
   return 0;
 }
 

@@ -4,6 +4,7 @@
 #include <iostream>
 #include <string>
 
+#include "common/log.h"
 #include "common/version.h"
 #include "worker/evaluate/commands.h"
 #include "worker/model/numerics.h"
@@ -20,6 +21,8 @@ constexpr Subcommand kSubcommands[] = {
     {"import", tessera::tool::import_main, "a published checkpoint into a checkpoint folder"},
     {"export", tessera::tool::export_main, "a checkpoint as safetensors, a Hugging Face folder or a .pth.tar"},
     {"evaluate", tessera::evaluate::evaluate_main, "probes on frozen features"},
+    {"embed", tessera::evaluate::embed_main, "a dataset's embeddings as files"},
+    {"neighbours", tessera::evaluate::neighbours_main, "an image beside its nearest neighbours"},
     {"visualize", tessera::evaluate::visualize_main, "picture sheets"},
     {"bench", tessera::tool::bench_main, "the speed of a training step on this machine"},
 };
@@ -42,6 +45,7 @@ int main(int argc, char** argv) {
     std::cout << "tessera-model " << tessera::kVersion << "\n";
     return 0;
   }
+  if (auto status = tessera::log_init({"model", name, ""}); !status) return tessera::tool::report(status.error());  // progress to stderr
   for (const Subcommand& s : kSubcommands)
     if (name == s.name) {
       tessera::model::choose_matmul();
