@@ -71,6 +71,8 @@ struct Worker {
   int64_t memory_bytes = 0;
   Millis last_heard = 0;
   bool welcomed = false, ready = false;
+  bool draining = false;   // its node leaves: it joins no more world
+  bool dismissed = false;  // it was told to go
 };
 
 struct Daemon {

@@ -144,6 +144,24 @@ void on_trainer_exited(Context& c, const proto::TrainerExited& exited) {
 
 void on_fenced(Context& c, const proto::TrainerFenced& fenced) { worker_dead(c, fenced.worker_id, fenced.incarnation, "fenced: its daemon killed it"); }
 
+namespace {
+
+// The node's trainers leave at the next boundary. False: none is left, the node is gone.
+bool drain(Context& c, const std::string& name, const std::string& reason) {
+  int alive = 0;
+  for (const auto& slot : c.state.daemons[name].slots) {
+    const auto it = c.state.workers.find(slot.worker_id);
+    if (it == c.state.workers.end() || it->second.state == WorkerState::kGone) continue;
+    it->second.draining = true;
+    it->second.reason = "its node drains: " + reason;
+    ++alive;
+  }
+  if (alive > 0) c.log("info", "node daemon " + name + " drains (" + reason + "): " + std::to_string(alive) + " workers leave at the next boundary");
+  return alive > 0;
+}
+
+}  // namespace
+
 void on_goodbye(Context& c, const MessageEvent& e, const proto::Goodbye& goodbye) {
   if (Worker* worker = worker_of_peer(c, e.peer)) {
     c.log(goodbye.exit_code == 0 ? "info" : "warning", "worker " + worker->id + " leaves: " + goodbye.reason);
@@ -158,6 +176,7 @@ void on_goodbye(Context& c, const MessageEvent& e, const proto::Goodbye& goodbye
     assign_shards(c);
   }
   if (c.state.daemons.contains(e.sender)) {
+    if (goodbye.exit_code == exit_codes::kDrained && drain(c, e.sender, goodbye.reason)) return;
     c.log("info", "node daemon " + e.sender + " leaves: " + goodbye.reason);
     for (const auto& slot : c.state.daemons[e.sender].slots)
       if (const auto it = c.state.workers.find(slot.worker_id); it != c.state.workers.end()) worker_dead(c, slot.worker_id, it->second.incarnation, "its daemon left");

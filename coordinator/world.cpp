@@ -57,7 +57,7 @@ int expected_workers(const State& state) {
   return count;
 }
 
-bool can_join(const Worker& worker) { return worker.ready && worker.state != WorkerState::kGone && worker.state != WorkerState::kLost && worker.state != WorkerState::kFenced; }
+bool can_join(const Worker& worker) { return worker.ready && !worker.draining && worker.state != WorkerState::kGone && worker.state != WorkerState::kLost && worker.state != WorkerState::kFenced; }
 
 void start_world(Context& c, const std::vector<WorkerId>& members) {
   State& s = c.state;
@@ -205,6 +205,10 @@ void drive_running(Context& c) {
     direct(c, true, s.stop_reason);
     return c.set_run_state(RunState::kDraining, s.stop_reason + "; stopping at the next step with a checkpoint");
   }
+  // Members whose node drains leave at a boundary; the last ones leave a checkpoint behind.
+  int leaving = 0, staying = 0;
+  for (const auto& member : w.members) (s.workers[member.worker_id].draining ? leaving : staying) += 1;
+  if (leaving > 0) return direct(c, staying == 0, std::to_string(leaving) + " workers leave with their node");
   // A warmed-up worker that is not a member joins at a boundary.
   int joiners = 0;
   for (const auto& [id, worker] : s.workers) joiners += can_join(worker) && !is_member(w, id);
@@ -286,9 +290,19 @@ void on_sealed(Context& c, const WorkerId& id, const proto::Sealed& sealed) {
   if (w.phase == WorldPhase::kSealing) worker.state = WorkerState::kReady, worker.reason = "sealed at step " + std::to_string(sealed.applied);
 }
 
+// Draining workers that no world needs are sent home; in the last case once their checkpoint is published.
+void dismiss_draining(Context& c) {
+  for (auto& [id, worker] : c.state.workers) {
+    if (!worker.draining || worker.dismissed || worker.state == WorkerState::kGone || is_member(c.state.world, id)) continue;
+    worker.dismissed = true, worker.state = WorkerState::kDraining;
+    c.send(worker.peer, proto::Shutdown{worker.reason, exit_codes::kDrained});
+  }
+}
+
 void drive_world(Context& c) {
   State& s = c.state;
   World& w = s.world;
+  dismiss_draining(c);
   if (w.phase == WorldPhase::kSealing) drive_sealing(c);
   if (w.phase == WorldPhase::kStarting || w.phase == WorldPhase::kRunning) {
     drive_boundary(c);

@@ -15,7 +15,7 @@ namespace tessera::data {
 namespace {
 
 constexpr const char* kPrefix = "scenes:";
-constexpr int kScenesVersion = 1;  // raised when pictures change, so that an old cache is not taken for a new one
+constexpr int kScenesVersion = 2;  // raised when pictures change, so that an old cache is not taken for a new one
 
 bool take_number(std::string_view* text, int64_t* value) {
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), *value);

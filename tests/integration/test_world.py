@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,69 @@ class SameBits(WorldTest):
         first = self.run_once("--workers", "2", "--steps", "12", name="run")
         self.assertEqual(first["step"], 12)
         self.assert_same(self.run_once("--workers", "2", "--resume", name="run"))
+
+
+class Drain(WorldTest):
+    """A node asked to leave (SIGTERM, as a scheduler's pre-emption) does so at a boundary: nothing is evaluated twice."""
+
+    def coordinator(self, *sets):
+        run = os.path.join(self.folder, "drain")
+        command = [program("tessera-coordinator"), str(TINY), "--run-dir", run]
+        for item in ("function.steps=400", "function.warmup_steps=5", "operation.run_id=drain", *sets):
+            command += ["--set", item]
+        self.children = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+        self.addCleanup(self.end_children)
+        address = os.path.join(run, "address.json")
+        wait_for(lambda: os.path.exists(address), "the coordinator's address")
+        self.start("tessera-loader", "--coordinator", address, "--name", "l")
+        return run, address
+
+    def start(self, name, *arguments):
+        child = subprocess.Popen([program(name), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.children.append(child)
+        return child
+
+    def end_children(self):
+        for child in self.children:
+            child.kill()
+            child.wait()
+
+    def status(self, run):
+        import urllib.request
+        url = json.loads(pathlib.Path(run, "address.json").read_text())["http"]
+        with urllib.request.urlopen(url + "/api/v1/status", timeout=5) as reply:
+            return json.load(reply)
+
+    def events(self, run):
+        return [json.loads(line)["text"] for line in pathlib.Path(run, "events.jsonl").read_text().splitlines()]
+
+    def test_a_node_leaves_at_a_boundary(self):
+        run, address = self.coordinator("operation.min_workers=1")
+        self.start("tessera-worker", "--coordinator", address, "--name", "a", "--workers", "1")
+        leaver = self.start("tessera-worker", "--coordinator", address, "--name", "b", "--workers", "1")
+        wait_for(lambda: self.status(run)["progress"]["step"] >= 10 and sum(w["state"] == "RUNNING" for w in self.status(run)["workers"]) == 2, "two workers train")
+        leaver.send_signal(signal.SIGTERM)
+        self.assertEqual(leaver.wait(timeout=60), 75)
+        self.assertEqual(self.children[0].wait(timeout=120), 0)
+        events = self.events(run)
+        self.assertTrue(any("drains (SIGTERM): 1 workers leave at the next boundary" in text for text in events), events)
+        stopped = next(i for i, text in enumerate(events) if "workers leave with their node" in text)
+        boundary = re.search(r"stopped at step (\d+)", events[stopped]).group(1)
+        self.assertTrue(any(f"1 workers from step {boundary}:" in text for text in events[stopped:]), events)
+        reference = self.run_once("--workers", "1", sets=["function.steps=400", "function.warmup_steps=5"], name="one")
+        self.assertEqual(reference["state_digest"], json.loads(pathlib.Path(run, "checkpoints", "step-%012d" % 400, "manifest.json").read_text())["state_digest"])
+
+    def test_the_last_node_leaves_a_checkpoint(self):
+        run, address = self.coordinator("operation.checkpoint.every_steps=1000")
+        leaver = self.start("tessera-worker", "--coordinator", address, "--name", "a", "--workers", "2")
+        wait_for(lambda: self.status(run)["progress"]["step"] >= 10, "steps")
+        leaver.send_signal(signal.SIGTERM)
+        self.assertEqual(leaver.wait(timeout=60), 75)
+        step = wait_for(lambda: self.status(run)["checkpoint"]["last_step"], "a checkpoint")
+        self.assertGreaterEqual(step, 10)
+        self.start("tessera-worker", "--coordinator", address, "--name", "c", "--workers", "1")
+        self.assertEqual(self.children[0].wait(timeout=120), 0)
+        self.assertTrue(any(f"1 workers from step {step}" in text for text in self.events(run)))
 
 
 class Root(WorldTest):

@@ -20,7 +20,7 @@ constexpr size_t kMostUnsent = 1000;
 }  // namespace
 
 Daemon::Daemon(DaemonOptions options, proto::Client client, SignalWatch& signals)
-    : supervisor_(std::move(options)), client_(std::move(client)), signals_(signals), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
+    : boundary_ms_(options.boundary_ms), supervisor_(std::move(options)), client_(std::move(client)), signals_(signals), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
   watch(signals.descriptor());
   client_.watch(epoll_);
 }
@@ -76,8 +76,13 @@ void Daemon::on_signals(Millis now) {
   const int count = signals_.count();
   if (count == std::exchange(signals_seen_, count)) return;
   const std::string name = signals_.last() == SIGINT ? "SIGINT" : "SIGTERM";
-  if (!leaving_) leave(name, exit_codes::kDrained, 0, kDrainMs);
-  leaving_->term_at = std::min(leaving_->term_at, now);
+  if (leaving_ || !welcomed_) {
+    leave(name, exit_codes::kDrained, 0, kDrainMs);
+    leaving_->term_at = std::min(leaving_->term_at, now);
+  } else {
+    (void)client_.send(proto::Goodbye{name, exit_codes::kDrained});
+    leave(name, exit_codes::kDrained, boundary_ms_, kDrainMs);
+  }
   if (count < 2) return;
   log_warning("second signal: killing the trainers");
   leaving_->kill_at = now;

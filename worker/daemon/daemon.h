@@ -1,8 +1,10 @@
 // The node daemon's loop: messages, signals and trainers' ends in, reports out. It never waits for a trainer, so that
 // heartbeats and a second signal are served while the node drains.
 //
-// Leaving: no more starts; SIGTERM to the trainers (at once on a signal; a few seconds later on the coordinator's Shutdown,
-// which reaches the trainers too); SIGKILL at a deadline or on the second signal; Goodbye when all have ended.
+// Leaving on a signal is planned: Goodbye goes to the coordinator first, which lets the world stop at a boundary and sends the
+// trainers home; SIGTERM to those that are still there after DaemonOptions::boundary_ms (at once when no coordinator
+// has welcomed us). On the coordinator's Shutdown, which reaches the trainers too, SIGTERM comes a few seconds later. Always:
+// no more starts; SIGKILL at a deadline or on the second signal; Goodbye when all have ended.
 // Losing the coordinator ends nothing: the channel reconnects, reports wait.
 #pragma once
 
@@ -43,6 +45,7 @@ class Daemon {
   void handle(const proto::Payload& payload);
   void on_welcome(const proto::DaemonWelcome& welcome);
 
+  Millis boundary_ms_;
   Supervisor supervisor_;
   proto::Client client_;
   SignalWatch& signals_;

@@ -31,12 +31,13 @@ int main(int argc, char** argv) {
   CLI::App app{"Node daemon of Tessera: starts and watches one trainer per device"};
   std::string coordinator, name, log_dir, advertise = "127.0.0.1", trainer = executable_folder() + "/tessera-trainer";
   std::vector<std::string> devices;
-  int workers = 0;
+  int workers = 0, drain_seconds = 60;
   app.add_option("--coordinator", coordinator, "HOST:PORT, or the run's address.json")->required()->envname("TESSERA_COORDINATOR");
   app.add_option("--name", name, "name of this node; default: the host's");
   app.add_option("--devices", devices, "device of each worker: cpu,cpu or cuda:0,cuda:1")->delimiter(',');
   app.add_option("--workers", workers, "this many CPU workers (instead of --devices)")->check(CLI::Range(1, 1024));
   app.add_option("--advertise", advertise, "address that other hosts reach this one by");
+  app.add_option("--drain-seconds", drain_seconds, "after SIGTERM: how long trainers may take to reach a boundary")->check(CLI::Range(0, 86400));
   app.add_option("--log-dir", log_dir, "folder for JSON logs");
   app.add_option("--trainer", trainer, "path of tessera-trainer")->envname("TESSERA_TRAINER");
   app.set_version_flag("--version", std::string(kVersion) + " " + build_commit());
@@ -63,6 +64,6 @@ int main(int argc, char** argv) {
   channel.high_water_mark = 256;  // heartbeats that wait while there is no coordinator; older than that they say nothing
   auto client = proto::Client::connect(*address, channel);
   if (!client) return failed(client.error());
-  worker::Daemon daemon({name, *address, advertise, log_dir, trainer, devices}, std::move(*client), signals);
+  worker::Daemon daemon({name, *address, advertise, log_dir, trainer, devices, Millis{drain_seconds} * 1000}, std::move(*client), signals);
   return daemon.run();
 }

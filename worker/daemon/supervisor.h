@@ -18,6 +18,7 @@ struct DaemonOptions {
   std::string log_dir;
   std::string trainer;      // path of tessera-trainer
   std::vector<std::string> devices;  // one slot each
+  Millis boundary_ms = 60000;        // after a signal: how long trainers may take to leave at a boundary before SIGTERM
 };
 
 // What a trainer's exit asks of the daemon.

@@ -228,7 +228,7 @@ TEST_F(DaemonTest, AStoppedTrainerCanBeFenced) {
 
 TEST_F(DaemonTest, SigtermDrainsAndSaysGoodbye) {
   mode("polite");
-  start();
+  start({"--workers", "1", "--drain-seconds", "0"});
   welcome();
   ASSERT_TRUE(until([&] { return access((folder / "ready").c_str(), F_OK) == 0; }));
   daemon.send(SIGTERM);
@@ -240,6 +240,23 @@ TEST_F(DaemonTest, SigtermDrainsAndSaysGoodbye) {
   ASSERT_TRUE(goodbye);
   EXPECT_EQ(goodbye->exit_code, exit_codes::kDrained);
   EXPECT_EQ(await_end().exit_code, exit_codes::kDrained);
+}
+
+TEST_F(DaemonTest, SigtermAsksTheCoordinatorFirstAndTouchesNoTrainer) {
+  mode("leaves");
+  start();
+  welcome();
+  const Started trainer = await_started(1)[0];
+  daemon.send(SIGTERM);
+  const auto asked = await<proto::Goodbye>();
+  ASSERT_TRUE(asked);
+  EXPECT_EQ(asked->exit_code, exit_codes::kDrained);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(await<proto::DaemonStatus>());
+  EXPECT_TRUE(alive(trainer.pid));
+  std::ofstream(folder / "leave");  // the coordinator's Shutdown reached it
+  EXPECT_TRUE(await<proto::TrainerExited>());
+  EXPECT_EQ(await_end().exit_code, exit_codes::kDrained);
+  EXPECT_NE(access((folder / "termed").c_str(), F_OK), 0) << "it was sent SIGTERM";
 }
 
 TEST_F(DaemonTest, HeartbeatsGoOnWhileDrainingAndTheSecondSignalKills) {
