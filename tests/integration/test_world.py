@@ -179,6 +179,21 @@ class Drain(WorldTest):
         self.assertTrue(any(f"1 workers from step {step}" in text for text in self.events(run)))
 
 
+class Chaos(WorldTest):
+    def test_a_run_under_drawn_faults_has_the_bits_of_one_without(self):
+        done = subprocess.run([program("tessera"), "chaos", str(TINY), "--set", "function.steps=100000", "--set", "operation.checkpoint.every_steps=100", "--kill-every", "2s", "--for", "12s",
+                               "--seed", "3", "--json"], capture_output=True, text=True, timeout=200, cwd=self.folder)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        report = json.loads(done.stdout.splitlines()[-1])
+        self.assertGreaterEqual(report["faults"], 4)
+        self.assertTrue(report["equal"] and report["ledger_ok"])
+        self.assertEqual((report["lost"], report["repeated"]), (0, 0))
+        self.assertGreater(report["goodput"], 0)
+        replayed = subprocess.run([program("tessera"), "replay", report["run_dir"], "--step", str(report["steps"] - 1), "--workers", "1", "--json"], capture_output=True, text=True, timeout=200, cwd=self.folder)
+        self.assertEqual(replayed.returncode, 0, replayed.stdout + replayed.stderr)
+        self.assertTrue(json.loads(replayed.stdout.splitlines()[-1])["ok"])
+
+
 class Root(WorldTest):
     """A run that begins with a checkpoint from elsewhere: an import, or another run's."""
 

@@ -263,11 +263,12 @@ TEST_F(FakePrograms, TheExitCodeIsTheCoordinators) {
   EXPECT_EQ(up("--set operation.run_id=b").code, 75);
 }
 
-TEST_F(FakePrograms, AKilledCoordinatorIsReportedWithItsLastLines) {
+TEST_F(FakePrograms, ACoordinatorThatDiesAgainAndAgainIsReportedWithItsLastLines) {
   coordinator("echo 'about to fall' >&2; kill -9 $$");
   const Outcome outcome = up();
   EXPECT_EQ(outcome.code, 70);
   EXPECT_HAS(outcome.err, "SIGKILL");
+  EXPECT_HAS(outcome.err, "training goes on; started again (5 of at most 5 times in a row)");
   EXPECT_HAS(outcome.err, "about to fall");
   EXPECT_HAS(outcome.err, "--resume");
 }
@@ -278,7 +279,7 @@ TEST_F(FakePrograms, ALoaderThatIsKilledIsStartedAgain) {
   const Outcome outcome = up();
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_HAS(outcome.err, "loader-0 ended: killed by SIGKILL");
-  EXPECT_HAS(outcome.err, "started again (1 of at most 5 times)");
+  EXPECT_HAS(outcome.err, "started again (1 of at most 5 times in a row)");
 }
 
 TEST_F(FakePrograms, ALoaderWithCorruptDataEndsTheRunWithItsCode) {

@@ -5,6 +5,7 @@
 
 #include "common/digest.h"
 #include "common/safetensors.h"
+#include "ops/cli/chaos.h"
 #include "ops/cli/checkpoint_files.h"
 #include "ops/cli/ledger.h"
 #include "ops/cli/run_folder.h"
@@ -195,6 +196,32 @@ TEST(Summary, TheFinalDigestIsTheCheckpoints) {
   EXPECT_EQ(summary["checkpoints"].size(), 1u);
   for (const char* field : {"run_id", "run_dir", "status_url", "step", "total_steps", "loss", "images_per_second", "seconds", "evaluation"}) EXPECT_TRUE(summary.contains(field)) << field;
   EXPECT_FALSE(summary_text(summary).empty());
+}
+
+Json step_row(int64_t step, double time, const std::string& generation) { return {{"step", step}, {"time", time}, {"generation", generation}}; }
+
+// A trainer's fault is over with the first step of a later generation; a loader's costs the longest wait behind it.
+TEST(Chaos, JudgesFaultsByTheLedger) {
+  const std::vector<Json> rows{step_row(0, 10.0, "1.1"), step_row(1, 10.1, "1.1"), step_row(2, 10.2, "1.1"), step_row(3, 10.9, "1.2"), step_row(4, 11.0, "1.2"), step_row(5, 11.4, "1.2"), step_row(6, 11.5, "1.2")};
+  const std::vector<Json> events{{{"time", 10.3}, {"text", "generation 1.2: 1 workers from step 1: no survivor holds the state: checkpoint 1"}}, {{"time", 9.0}, {"text", "generation 1.1: 2 workers from step 0: from the initial state"}}};
+  const ChaosReport report = judge({{10.15, "trainer", 1}, {11.05, "loader", 2}, {11.6, "trainer", 3}}, rows, events, 0.1);
+  ASSERT_EQ(report.recovery_seconds.size(), 1u) << "after the last step nothing was to recover";
+  EXPECT_NEAR(report.recovery_seconds[0], 0.75, 1e-9);
+  ASSERT_EQ(report.stall_seconds.size(), 1u);
+  EXPECT_NEAR(report.stall_seconds[0], 0.35, 1e-9);
+  EXPECT_NEAR(report.goodput, 6 * 0.1 / 1.5, 1e-9);
+  EXPECT_EQ(report.steps_lost, 2) << "steps 1 and 2 were committed before the world of step 1 began";
+  EXPECT_NEAR(median_step_seconds(rows), 0.1, 1e-9);
+  EXPECT_EQ(judge({}, {}, {}, 0.1).goodput, 0);
+}
+
+TEST(Ledger, BeginsWithTheRootOfAnImportedLineage) {
+  const auto row = [](int64_t step) { return Json{{"step", step}, {"batch_digest", "b" + std::to_string(step)}, {"state_digest", "s" + std::to_string(step)}}; };
+  const LedgerReport report = check_ledger({row(5), row(6), row(7)}, {}, 8, 5, 5);
+  EXPECT_TRUE(report.ok());
+  EXPECT_EQ(report.steps_committed, 3);
+  EXPECT_EQ(report.samples_expected, 24);
+  EXPECT_EQ(check_ledger({row(5), row(7)}, {}, 8, 5, 5).lost, 8);
 }
 
 }  // namespace
