@@ -95,7 +95,7 @@ void visit_operation(O& o, Visitor&& v) {
   v(FieldInfo{"operation.data_bad_budget", "Undecodable samples before the run stops.", "[0, 1000000000]"}, o.data_bad_budget);
   v(FieldInfo{"operation.host_prefetch_bytes", "Pixels that a trainer may have asked for ahead.", "[1048576, 1099511627776]"}, o.host_prefetch_bytes);
   v(FieldInfo{"operation.stop_at_step", "Stop after this many committed steps; `none` or 0: at the end.", "[0, 1000000000000]"}, o.stop_at_step);
-  v(FieldInfo{"operation.evaluate.every_steps", "Steps between online evaluations; 0: none.", "[0, 1000000000]"}, o.evaluate.every_steps);
+  v(FieldInfo{"operation.evaluate.every_steps", "Steps between linear probes of the newest checkpoint while `tessera up` trains (a multiple of checkpoint.every_steps is evaluated when it is published); 0: none.", "[0, 1000000000]"}, o.evaluate.every_steps);
   v(FieldInfo{"operation.evaluate.at_end", "What `tessera up` evaluates when the run is done.", "none | linear"}, o.evaluate.at_end);
   v(FieldInfo{"operation.evaluate.train_data", "Labelled data for the probe's training part; empty: the run's own data.", ""}, o.evaluate.train_data);
   v(FieldInfo{"operation.evaluate.test_data", "Labelled data for its test part; empty: held out from the training data.", ""}, o.evaluate.test_data);

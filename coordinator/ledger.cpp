@@ -1,10 +1,13 @@
 // The step ledger, the checkpoint catalogue, and the end of a run.
 #include <algorithm>
+#include <cstdio>
 
 #include "coordinator/machine_parts.h"
 
 namespace tessera::coordinator {
 namespace {
+
+constexpr double kCollapsedRank = 1.5;
 
 void retire_checkpoints(Context& c) {
   const auto& keep = c.config.operation.checkpoint;
@@ -21,12 +24,28 @@ void retire_checkpoints(Context& c) {
   }
 }
 
+// Features that use next to one direction have collapsed: said once, and once when they have recovered.
+void watch_collapse(Context& c, const proto::StepDone& done) {
+  State& s = c.state;
+  char rank[24];
+  std::snprintf(rank, sizeof rank, "%.2f", done.effective_rank);
+  if (!s.collapsed && done.effective_rank < kCollapsedRank) {
+    s.collapsed = true;
+    c.alert("warning", "the target features collapse: their effective rank is " + std::string(rank) + " at step " + std::to_string(done.step) +
+                           ", all patches get nearly the same vector; raise optimizer.ema, lower the learning rate or lengthen the warm-up");
+  } else if (s.collapsed && done.effective_rank > 2 * kCollapsedRank) {
+    s.collapsed = false;
+    c.log("info", "the target features have recovered: effective rank " + std::string(rank) + " at step " + std::to_string(done.step));
+  }
+}
+
 void commit(Context& c, const proto::StepDone& done) {
   State& s = c.state;
   s.ledger[done.step] = {done.batch_digest, done.state_digest};
   s.batch_chain = chain(s.batch_chain, done.batch_digest);
   s.committed = done.step + 1;
   s.last_state_digest = done.state_digest;
+  if (done.effective_rank > 0) watch_collapse(c, done);
   const double rank = done.effective_rank > 0 ? done.effective_rank : s.last_step ? s.last_step->effective_rank : 0;
   s.last_step = done;
   s.last_step->effective_rank = rank;

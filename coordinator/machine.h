@@ -166,6 +166,7 @@ struct State {
   std::optional<proto::StepDone> last_step;
   Millis last_progress = 0;
   int64_t skipped_total = 0, skipped_in_row = 0;
+  bool collapsed = false;         // an alert about it is out
   std::map<Step, CheckpointEntry> checkpoints;
   std::map<std::string, Attempt> attempts;
   std::map<std::string, int> faults_at_step;  // "step:cause" -> count

@@ -11,6 +11,7 @@
 #include "ops/cli/helpers.h"
 #include "ops/cli/http_client.h"
 #include "ops/cli/local_cluster.h"
+#include "ops/cli/online_evaluation.h"
 #include "ops/cli/preflight.h"
 #include "ops/cli/progress.h"
 #include "ops/cli/run_folder.h"
@@ -21,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr int kPollMs = 250;
-constexpr Millis kPlainLineMs = 2000, kSilentMs = 10000;
+constexpr Millis kPlainLineMs = 2000, kSilentMs = 10000, kProbeMs = 600000;
 
 // A run that was chosen and checked, ready to start.
 struct Plan {
@@ -92,12 +93,13 @@ Result<Plan> make_plan(const UpOptions& options, SignalWatch& signals) {
 // Shows a running cluster until its coordinator ends.
 class Watch {
  public:
-  Watch(LocalCluster& cluster, SignalWatch& signals, RunAddress address) : cluster_(cluster), signals_(signals), address_(std::move(address)), first_signals_(signals.count()) {}
+  Watch(LocalCluster& cluster, OnlineEvaluation& evaluation, SignalWatch& signals, RunAddress address) : cluster_(cluster), evaluation_(evaluation), signals_(signals), address_(std::move(address)), first_signals_(signals.count()) {}
 
   void run() {
     while (!cluster_.ended()) {
       cluster_.wait(kPollMs);
       for (const std::string& line : cluster_.take_news()) say("  " + line);
+      for (const std::string& line : evaluation_.tick()) say("  " + line);
       if (cluster_.ended()) break;
       follow_signals();
       if (!killed_) show();
@@ -149,6 +151,7 @@ class Watch {
   }
 
   LocalCluster& cluster_;
+  OnlineEvaluation& evaluation_;
   SignalWatch& signals_;
   RunAddress address_;
   int first_signals_;
@@ -160,9 +163,11 @@ class Watch {
   int64_t last_event_ = 0;
 };
 
+const std::string& probe_data(const OperationConfig& operation) { return operation.evaluate.train_data.empty() ? operation.data_path : operation.evaluate.train_data; }
+
 Json evaluate_at_end(const Plan& plan, SignalWatch& signals) {
   const OperationConfig& operation = plan.config.operation;
-  const std::string& data = operation.evaluate.train_data.empty() ? operation.data_path : operation.evaluate.train_data;
+  const std::string& data = probe_data(operation);
   say("evaluating: linear probe of the target encoder, of random weights and of pixels");
   std::vector<std::string> arguments{"evaluate", "linear", plan.start.run_dir, "--data", data, "--train-images", std::to_string(operation.evaluate.train_images),
                                      "--test-images", std::to_string(operation.evaluate.test_images), "--json"};
@@ -202,12 +207,16 @@ Result<int> run(const UpOptions& options, SignalWatch& signals) {
                                                           operation.loaders, operation.loader_threads, operation.device}, signals));
   TESSERA_ASSIGN(const RunAddress address, read_address(plan.start.run_dir));
   say("run " + plan.start.run_id + (plan.start.action == StartAction::kResume ? " goes on" : "") + "; status: " + address.http + "/  folder: " + plan.start.run_dir);
-  Watch watch(*cluster, signals, address);
+  OnlineEvaluation evaluation(operation, plan.start.run_dir, probe_data(operation));
+  Watch watch(*cluster, evaluation, signals, address);
   watch.run();
   const int code = watch.killed() ? exit_codes::kDrained : cluster->end().exit_code;
   if (!cluster->end().reason.empty()) say("tessera: " + cluster->end().reason);
   const double seconds = monotonic_seconds() - started;
   Json summary = summarise(plan.start.run_id, plan.start.run_dir, watch.last_status(), seconds, nullptr);
+  for (const std::string& line : evaluation.tick()) say("  " + line);
+  if (code == exit_codes::kDone)
+    for (const std::string& line : evaluation.finish(kProbeMs)) say("  " + line);
   const bool complete = code == exit_codes::kDone && int64_t(number_at(summary, "/step")) >= plan.total_steps;
   if (complete && operation.evaluate.at_end == "linear") summary["evaluation"] = evaluate_at_end(plan, signals);
   print_summary(summary, options.format);

@@ -18,6 +18,24 @@ class Evaluation(WorldTest):
         picture = (self.ups[0].run_dir / "pictures" / "masks.png").read_bytes()
         self.assertTrue(picture.startswith(b"\x89PNG"))
 
+    def test_online_probes_leave_the_bits_alone(self):
+        sets = ["function.steps=30", "function.warmup_steps=1", "operation.checkpoint.every_steps=10", "operation.evaluate.train_images=100", "operation.evaluate.test_images=50"]
+        probed = self.up("--workers", "2", sets=[*sets, "operation.evaluate.every_steps=10"], name="probed")
+        with_probes = probed.finish()
+        found = sorted((probed.run_dir / "evaluation").glob("online-step-*.json"))
+        self.assertTrue(found, probed.stderr())
+        document = json.loads(found[-1].read_text())
+        self.assertEqual(sorted(document["probes"]), ["class", "count", "distance"])
+        self.assertIn("probe at step", probed.stderr())
+        self.assertFalse((probed.run_dir / "evaluation" / ".at-work").exists())
+        self.assertEqual(with_probes["state_digest"], self.run_once("--workers", "2", sets=sets, name="alone")["state_digest"])
+
+    def test_a_provoked_collapse_is_said(self):
+        """A target that follows at once and a rate ten times too high."""
+        up = self.up("--workers", "1", sets=["function.steps=300", "function.warmup_steps=10", "function.optimizer.ema=[0.5,0.5]", "function.optimizer.lr=1.0e-2"], name="collapse")
+        up.finish()
+        self.assertIn("the target features collapse", up.stderr())
+
     def test_sentences_for_bad_input(self):
         for words, code, needle in ((["linear", "no-such-model", "--data", "scenes:40:64"], 65, "no-such-model"), (["linaer", "x", "--data", "y"], 64, "linaer")):
             done = subprocess.run([program("tessera-model"), "evaluate", *words], capture_output=True, text=True, timeout=60)

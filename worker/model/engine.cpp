@@ -19,6 +19,7 @@
 namespace tessera::model {
 namespace {
 
+constexpr double kCollapsed = 1e-6;  // variance of a feature, below which all tokens are the same
 constexpr double kTargetEps = 1e-5;  // functional layer_norm's default: the published target normalisation
 
 // exp(entropy) of the normalised eigenvalues of the features' covariance: how many directions they use.
@@ -28,7 +29,8 @@ double effective_rank(const at::Tensor& features_rd) {
   const double* v = values.const_data_ptr<double>();
   double total = 0, entropy = 0;
   for (int64_t i = 0; i < values.numel(); ++i) total += v[i];
-  if (!(total > 0)) return 0;
+  // Rows are layer-normed: their mean square is 1. When next to nothing of it varies, what is left to rank is rounding.
+  if (!(total > kCollapsed * double(features_rd.numel()))) return 1;
   for (int64_t i = 0; i < values.numel(); ++i)
     if (const double p = v[i] / total; p > 1e-12) entropy -= p * std::log(p);
   return std::exp(entropy);
