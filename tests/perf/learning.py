@@ -46,7 +46,7 @@ def main():
         settings = [word for item in options.set for word in ("--set", item)]
         started = time.time()
         trained = run([tessera, "up", options.config, "--set", f"function.seed={seed}", "--set", f"operation.run_dir={folder}", "--set", "operation.evaluate.at_end=none", *settings, "--json"])
-        data = options.data or next(line.split(":", 1)[1].split("#")[0].strip() for line in (folder / "config.yaml").read_text().splitlines() if line.strip().startswith("data_path:"))
+        data = options.data or next(line.split(":", 1)[1].split("#")[0].strip().strip('"') for line in (folder / "config.yaml").read_text().splitlines() if line.strip().startswith("data_path:"))
         test = ["--test-data", options.test_data] if options.test_data else []
         probe = run([tessera, "evaluate", "linear", folder, "--data", data, *test, "--train-images", options.train_images, "--test-images", options.test_images, "--json"])
         runs.append({"seed": seed, "seconds": trained["seconds"], "images_per_second": trained["images_per_second"], "loss": trained["loss"], "steps": trained["step"], "wall_with_probe": time.time() - started,
