@@ -155,6 +155,7 @@ struct State {
   std::map<std::string, Daemon> daemons;
   std::map<std::string, Loader> loaders;
   int64_t assignment_version = 0;
+  Millis assigned_at = 0;  // when the loaders last heard it
   World world;
   uint64_t next_number = 1;       // generation number within the term
   int64_t generation_count = 0;

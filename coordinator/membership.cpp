@@ -6,6 +6,8 @@
 namespace tessera::coordinator {
 namespace {
 
+constexpr Millis kAssignmentEveryMs = 5000;
+
 bool version_fits(Context& c, const std::string& peer, const std::string& who, const proto::BuildInfo& build) {
   if (build.version == kVersion && build.protocol == kProtocolVersion) return true;
   refuse(c, peer, who + " is Tessera " + build.version + " (protocol " + std::to_string(build.protocol) + "), this coordinator " + kVersion + " (protocol " +
@@ -242,23 +244,44 @@ void on_loader_dataset(Context& c, const MessageEvent& e, const proto::LoaderDat
 }
 
 // Contiguous shares of the shards, by name. Locality only: any loader answers for any tile.
-void assign_shards(Context& c) {
+namespace {
+
+proto::ShardAssignment assignment_of(const State& state) {
   proto::ShardAssignment assignment;
-  assignment.version = ++c.state.assignment_version;
+  assignment.version = state.assignment_version;
   int64_t serving = 0, index = 0;
-  for (const auto& [name, loader] : c.state.loaders) serving += loader.serving;
-  for (const auto& [name, loader] : c.state.loaders) {
+  for (const auto& [name, loader] : state.loaders) serving += loader.serving;
+  for (const auto& [name, loader] : state.loaders) {
     if (!loader.serving) continue;
     assignment.loaders.push_back({name, loader.address, loader.shard_count * index / serving, loader.shard_count * (index + 1) / serving});
     ++index;
   }
+  return assignment;
+}
+
+}  // namespace
+
+void assign_shards(Context& c) {
+  ++c.state.assignment_version;
+  c.state.assigned_at = c.now;
+  const proto::ShardAssignment assignment = assignment_of(c.state);
   for (const auto& [name, loader] : c.state.loaders)
     if (loader.serving) c.send(loader.peer, assignment);
   for (const auto& [id, worker] : c.state.workers)
     if (worker.welcomed && worker.state != WorkerState::kGone) c.send(worker.peer, assignment);
 }
 
+// A loader that hears nothing for minutes takes its coordinator for gone: it hears the assignment again.
+void repeat_assignment(Context& c) {
+  if (c.now - c.state.assigned_at < kAssignmentEveryMs) return;
+  c.state.assigned_at = c.now;
+  const proto::ShardAssignment assignment = assignment_of(c.state);
+  for (const auto& [name, loader] : c.state.loaders)
+    if (loader.serving) c.send(loader.peer, assignment);
+}
+
 void check_silence(Context& c) {
+  repeat_assignment(c);
   for (auto& [id, worker] : c.state.workers) {
     if (worker.state == WorkerState::kGone || worker.state == WorkerState::kLost || worker.state == WorkerState::kFenced) continue;
     const bool member = is_member(c.state.world, id);

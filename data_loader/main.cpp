@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string(kVersion));
   data::LoaderOptions options;
   bool standalone = false, with_parent = false;
+  int64_t abandoned_seconds = 600;
   std::string log_dir;
   LogOptions log;
   log.role = "loader";
@@ -54,6 +55,7 @@ int main(int argc, char** argv) {
   app.add_option("--advertise", options.advertise, "Address that trainers reach this host by");
   app.add_option("--name", options.name, "Name of this loader, unique in the run");
   app.add_option("--manifests", options.manifest_folder, "Standalone: folder for manifests of read-only data");
+  app.add_option("--abandoned-seconds", abandoned_seconds, "Leave when nothing was heard of the coordinator for so long")->check(CLI::Range(1, 86400))->capture_default_str();
   app.add_option("--log-dir", log_dir, "Folder for loader-<name>.jsonl");
   app.add_option("--log-format", log.format, "Of stderr: text or json")->check(CLI::IsMember({"text", "json"}));
   app.add_option("--log-level", log.level, "Least severity that is logged");
@@ -65,6 +67,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? exit_codes::kDone : exit_codes::kUsage;
   }
+  options.abandoned_ms = Millis{abandoned_seconds} * 1000;
   options.stop_fd = stop_signals();
   if ((standalone || with_parent) && !end_with_parent(parent)) return exit_codes::kDone;
   log.name = options.name;

@@ -20,6 +20,9 @@ namespace tessera::data {
 namespace {
 
 constexpr Millis kStatusMs = 200, kHelloMs = 1000, kWelcomeMs = 120'000, kAfterErrorMs = 5000;
+// Coordinators repeat the assignment every few seconds. One that is started again by hand may take minutes; trainers go on
+// meanwhile and need their tiles.
+constexpr Millis kAbandonedMs = 600'000;
 
 std::string host_name() {
   char name[256] = {};
@@ -96,8 +99,11 @@ class Loader {
       if (failed_at_ && now - *failed_at_ > kAfterErrorMs) return leave(last_report_.error, last_report_.exit_code);
       if (!welcomed_ && now - started_ > kWelcomeMs)
         return fail(ErrorCode::kUnavailable, "[data_loader] the coordinator at " + coordinator_ + " has not answered for " + std::to_string(kWelcomeMs / 1000) + " s; is it running, and reachable from this host?");
+      if (welcomed_ && now - heard_ > abandoned_ms())
+        return fail(ErrorCode::kUnavailable, "[data_loader] nothing was heard of the coordinator at " + coordinator_ + " for " + std::to_string(abandoned_ms() / 1000) + " s; leaving, so that no loader outlives its run for ever");
       TESSERA_TRY(keep_in_touch(now));
       if (auto incoming = client_.receive(int(std::max<Millis>(1, std::min(next_status_, next_hello_) - now)))) {
+        heard_ = monotonic_ms();
         TESSERA_ASSIGN(const std::optional<int> code, on_message(incoming->envelope.payload));
         if (code) return *code;
       }
@@ -105,6 +111,8 @@ class Loader {
   }
 
  private:
+  Millis abandoned_ms() const { return options_.abandoned_ms > 0 ? options_.abandoned_ms : kAbandonedMs; }
+
   Status keep_in_touch(Millis now) {
     if (!welcomed_ && now >= next_hello_) {
       TESSERA_TRY(ensure_port());
@@ -199,6 +207,7 @@ class Loader {
   int threads_ = 1;
   FunctionConfig function_;
   bool welcomed_ = false;
+  Millis heard_ = 0;  // anything from the coordinator
   Millis started_ = 0, next_hello_ = 0, next_status_ = 0;
   std::future<Opened> opening_;
   proto::LoaderDataset last_report_;

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "common/version.h"
+#include "data_loader/tool/bench_loader.h"
 #include "data_loader/tool/commands.h"
 
 namespace {
@@ -57,12 +58,34 @@ int main(int argc, char** argv) {
   scenes->add_option("--size", options.size, "Side in pixels");
   scenes->add_option("--seed", options.seed, "Seed");
   scenes->add_option("--shard-size", options.shard_size, "Images per shard");
+  data::BenchLoaderOptions bench_options;
+  CLI::App* bench = app.add_subcommand("bench", "Measures this machine")->require_subcommand(1);
+  CLI::App* loader = bench->add_subcommand("loader", "Tiles from a loader process to another over TCP");
+  loader->add_option("--data", open.data_path, "Folder of images, tar shards, or scenes:N")->required();
+  loader->add_option("--size", bench_options.size, "Pixels of a side")->check(CLI::Range(8, 4096))->capture_default_str();
+  loader->add_option("--patch", bench_options.patch, "Pixels of a patch")->check(CLI::Range(1, 256))->capture_default_str();
+  loader->add_option("--tile", bench_options.tile, "Images of a tile")->check(CLI::Range(1, 65536))->capture_default_str();
+  loader->add_option("--threads", bench_options.threads, "Threads of the loader")->check(CLI::Range(1, 1024))->capture_default_str();
+  loader->add_option("--seconds", bench_options.seconds, "To measure for")->check(CLI::Range(0.5, 3600.0))->capture_default_str();
+  loader->add_option("--in-flight", bench_options.in_flight, "Tiles asked for ahead")->check(CLI::Range(1, 1024))->capture_default_str();
+  loader->add_option("--transport", bench_options.transport, "tcp")->capture_default_str();
+  loader->add_flag("--json", json, "Print one JSON object on the last line");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? exit_codes::kDone : exit_codes::kUsage;
   }
   options.threads = open.threads;
+  if (*bench) {
+    const auto result = data::bench_loader(open, bench_options);
+    if (!result || json) return report(result, json, false);
+    const auto& r = *result;
+    std::printf("%.0f images/s (%.0f to %.0f) over tcp with %d loader threads, %.3f ms CPU an image, %.0f bytes a sample, loader memory %.0f MB\n", r["images_per_second"]["median"].get<double>(),
+                r["images_per_second"]["min"].get<double>(), r["images_per_second"]["max"].get<double>(), bench_options.threads, 1e3 * r["cpu_seconds_per_image"].get<double>(), r["bytes_per_sample"].get<double>(),
+                r["rss_bytes"].get<double>() / 1e6);
+    for (const auto& [stage, seconds] : r["split"].items()) std::printf("  %-7s %.3f ms\n", stage.c_str(), 1e3 * seconds.get<double>());
+    return exit_codes::kDone;
+  }
   if (*index) return report(data::index_command(open), json, false);
   if (*inspect) return report(data::inspect_command(open), json, false);
   if (*verify) return report(data::verify_command(open), json, true);

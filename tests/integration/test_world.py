@@ -179,6 +179,21 @@ class Drain(WorldTest):
         self.assertTrue(any(f"1 workers from step {step}" in text for text in self.events(run)))
 
 
+class Abandoned(Drain):
+    def test_a_loader_leaves_when_its_coordinator_is_gone_for_good(self):
+        run, address = self.coordinator()
+        loader = self.start("tessera-loader", "--coordinator", address, "--name", "short", "--abandoned-seconds", "7")
+        wait_for(lambda: sum(entry["state"] == "SERVING" for entry in self.status(run)["loaders"]) == 2, "both loaders serve")
+        import time
+        time.sleep(9)  # assignments are repeated: with a coordinator it stays
+        self.assertIsNone(loader.poll())
+        self.children[0].kill()
+        self.assertEqual(loader.wait(timeout=40), 69)
+        self.assertIsNone(self.children[1].poll(), "the other one has ten minutes")
+
+    test_a_node_leaves_at_a_boundary = test_the_last_node_leaves_a_checkpoint = None
+
+
 class Chaos(WorldTest):
     def test_a_run_under_drawn_faults_has_the_bits_of_one_without(self):
         done = subprocess.run([program("tessera"), "chaos", str(TINY), "--set", "function.steps=100000", "--set", "operation.checkpoint.every_steps=100", "--kill-every", "2s", "--for", "12s",
