@@ -61,8 +61,13 @@ int usage_error(CLI::App& app, const CLI::ParseError& error, const std::vector<s
 // "tessera up configs/a.yaml --workers 2": as typed, without what chooses between a new and an old run.
 std::string command_as_typed(const std::vector<std::string>& words) {
   std::string out = "tessera";
-  for (const std::string& word : words) {
-    if (word == "--fresh" || word == "--resume") continue;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word == "--fresh" || word == "--resume" || word.starts_with("--from=")) continue;
+    if (word == "--from") {  // what a run begins with is no part of going on with it
+      ++i;
+      continue;
+    }
     const bool plain = word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=:,+@%") == std::string::npos && !word.empty();
     out += plain ? " " + word : " '" + word + "'";
   }

@@ -68,6 +68,8 @@ operation: {{data_path: "scenes:{12 * steps}:{c['img']}", run_id: published}}
         self.assertEqual(three["state_digest"], first["state_digest"])
         stopped = self.run_once("--workers", "2", "--from", root, "--steps", str(imported["step"] + 2), config=config, name="two")
         self.assertEqual(stopped["step"], imported["step"] + 2)
+        self.assertIn("--resume", self.ups[-1].stderr())
+        self.assertNotIn("--from", self.ups[-1].stderr().split("go on with it:")[1])
         self.assertEqual(self.run_once("--workers", "1", "--resume", config=config, name="two")["state_digest"], first["state_digest"])
         self.assertEqual(self.tessera("replay", one.run_dir, "--step", imported["step"] + 1, "--json")["ok"], True)
 
