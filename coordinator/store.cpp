@@ -129,7 +129,10 @@ Status Store::write_meta(const std::string& key, const std::string& value) {
   return {};
 }
 
+// The line first: killed between the two, the step is reported again and the line written twice, with equal digests. The
+// other way round it would be missing for ever.
 Status Store::write_step(const proto::StepDone& d, const Hash128& batch_chain) {
+  TESSERA_TRY(append(metrics_fd_, run_dir_ + "/metrics.jsonl", metrics_line(d, batch_chain).dump() + "\n"));
   Statement row(db_, "INSERT OR IGNORE INTO steps VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
   row.bind(1, d.lineage);
   row.bind(2, d.step);
@@ -140,7 +143,7 @@ Status Store::write_step(const proto::StepDone& d, const Hash128& batch_chain) {
   row.bind(7, to_hex(d.gradient_digest));
   row.bind(8, int64_t{d.skipped});
   if (row.next() != SQLITE_DONE) return damaged(run_dir_ + "/state.db", db_);
-  return append(metrics_fd_, run_dir_ + "/metrics.jsonl", metrics_line(d, batch_chain).dump() + "\n");
+  return {};
 }
 
 Result<std::vector<Store::LedgerRow>> Store::read_ledger(const std::string& lineage) {

@@ -13,6 +13,7 @@
 #include "common/file.h"
 #include "common/philox.h"
 #include "common/process.h"
+#include "ops/cli/checkpoint_files.h"
 #include "ops/cli/helpers.h"
 #include "ops/cli/http_client.h"
 #include "ops/cli/ledger.h"
@@ -58,25 +59,28 @@ class Chaos {
     const std::string id = config.operation.run_id == "auto" ? config.source_name : config.operation.run_id;
     disturbed_ = free_folder(fs::absolute("runs/" + id + "-chaos").lexically_normal().string());
     undisturbed_ = disturbed_ + "-undisturbed";
-    TESSERA_ASSIGN(const Json shaken, disturbed_run());
-    const auto steps = int64_t(number_at(shaken, "/step"));
+    TESSERA_TRY(disturbed_run());
+    // Stopped while it caught up with its ledger, a run ends with a checkpoint behind it: that one is compared.
+    const CheckpointInfo end = newest_checkpoint(disturbed_);
+    const Step steps = end.ok ? end.step : 0;
     if (steps < 2) return fail(ErrorCode::kUnavailable, "the disturbed run committed no two steps; give it longer with --for");
     say("the same " + human_count(steps) + " steps undisturbed, in " + undisturbed_);
-    TESSERA_ASSIGN(const Json calm, run_helper("tessera", command(undisturbed_, {"--steps", std::to_string(steps)}), signals_));
+    TESSERA_TRY(run_helper("tessera", command(undisturbed_, {"--steps", std::to_string(steps)}), signals_));
     const auto rows = read_json_lines(disturbed_ + "/metrics.jsonl");
     TESSERA_ASSIGN(const LedgerReport ledger, verify_run(disturbed_));
     const ChaosReport report = judge(faults_, rows, read_json_lines(disturbed_ + "/events.jsonl"), median_step_seconds(read_json_lines(undisturbed_ + "/metrics.jsonl")));
-    const std::string state = text_at(shaken, "/state_digest"), calm_state = text_at(calm, "/state_digest");
+    const std::string state = end.state_digest, calm_state = newest_checkpoint(undisturbed_).state_digest;
+    const std::string batches = batch_chain(disturbed_, steps), calm_batches = batch_chain(undisturbed_, steps);
     Json out{{"faults", faults_.size()}, {"by_target", Json::object()}};
     for (const Fault& fault : faults_) out["by_target"][fault.target] = out["by_target"].value(fault.target, 0) + 1;
     out["recovery_seconds"] = quantiles(report.recovery_seconds);
     out["stall_seconds"] = quantiles(report.stall_seconds);
     out["goodput"] = report.goodput;
-    out["steps"] = steps, out["steps_lost"] = report.steps_lost;
+    out["steps"] = steps, out["steps_committed"] = ledger.steps_committed, out["steps_lost"] = report.steps_lost;
     out["lost"] = ledger.lost, out["repeated"] = ledger.repeated;
     out["state_digest"] = state, out["undisturbed_digest"] = calm_state;
-    out["batch_digest"] = text_at(shaken, "/batch_digest"), out["undisturbed_batch_digest"] = text_at(calm, "/batch_digest");
-    out["equal"] = !state.empty() && state == calm_state && out["batch_digest"] == out["undisturbed_batch_digest"];
+    out["batch_digest"] = batches, out["undisturbed_batch_digest"] = calm_batches;
+    out["equal"] = !state.empty() && state == calm_state && !batches.empty() && batches == calm_batches;
     out["ledger_ok"] = ledger.ok();
     out["run_dir"] = disturbed_, out["seed"] = o_.seed, out["kill_every_seconds"] = o_.kill_every_s;
     return out;
@@ -98,7 +102,14 @@ class Chaos {
     return out;
   }
 
-  Result<Json> disturbed_run() {
+  // The batch digest over the steps below `end`, as the ledger has it.
+  static std::string batch_chain(const std::string& run_dir, Step end) {
+    for (const Json& row : read_json_lines(run_dir + "/metrics.jsonl"))
+      if (row.value("step", Step{-1}) == end - 1) return text_at(row, "/batch_chain");
+    return "";
+  }
+
+  Status disturbed_run() {
     TESSERA_ASSIGN(const std::string self, helper_path("tessera"));
     TESSERA_TRY(make_folders(fs::path(disturbed_).parent_path().string()));
     SpawnOptions spawn;
@@ -128,14 +139,9 @@ class Chaos {
         poll(&wait, 1, 500);
       }
     }
-    std::ifstream log(spawn.output_file);
-    Json last;
-    for (std::string line; std::getline(log, line);)
-      if (line.starts_with("{"))
-        if (Json document = Json::parse(line, nullptr, false); document.is_object()) last = std::move(document);
     if (exit.exit_code != exit_codes::kDone && exit.exit_code != exit_codes::kDrained)
       return fail(ErrorCode::kInternal, "the disturbed run ended with " + exit.cause + "; its last lines:\n" + last_lines(spawn.output_file, 15), exit.exit_code > 0 ? exit.exit_code : exit_codes::kBug);
-    return last;
+    return {};
   }
 
   Status wait_for_steps(Child& up) {
