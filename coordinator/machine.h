@@ -46,7 +46,7 @@ struct MachineConfig {
   std::string lineage;
   uint64_t term = 0;
   // Failure detection. Silence counts from the last message of any kind.
-  Millis silence_ms = 1500;       // trainers, daemons, loaders send a heartbeat every 200 ms
+  Millis silence_ms = 2500;       // trainers, daemons, loaders send a heartbeat every 200 ms
   Millis starting_silence_ms = 60000;  // while a trainer loads and warms up
   Millis phase_slack_ms = 5000;   // a phase may take twice the usual step and this
   Millis gather_ms = 10000;       // how long a world waits for more workers than min_workers
