@@ -96,6 +96,7 @@ class Cluster {
     coordinator_up_ = true;
     ++coordinator_life_;
     state_ = State{};
+    told_.clear();
     if (o_.bug != Bug::kReuseTerm || term_ == 0) ++term_;
     config_.term = term_;
     for (const auto& [step, record] : stored_ledger_) {
@@ -124,6 +125,8 @@ class Cluster {
   }
   void feed(const Event& event) {
     if (!coordinator_up_ || done_) return;
+    if (const auto* message = std::get_if<MessageEvent>(&event))  // what the coordinator has been told about a member's state
+      if (const auto* sealed = std::get_if<p::Sealed>(&message->payload)) told_[message->sender] = {sealed->generation, message->incarnation};
     for (const Effect& effect : coordinator::step(state_, config_, event, now_)) carry_out(effect);
   }
   void to_coordinator(const std::string& name, uint64_t incarnation, p::Payload payload) {
@@ -169,13 +172,16 @@ class Cluster {
     for (const auto& m : start.members) members += m.worker_id + "#" + std::to_string(m.incarnation) + " ";
     const std::string text = members + "@" + std::to_string(start.start_step);
     const auto [it, fresh] = granted_.emplace(start.generation, text);
+    if (fresh) previous_ = latest_, latest_ = start.generation;
     if (!fresh && it->second != text) violate("generation " + to_string(start.generation) + " was granted twice: " + it->second + " and " + text);
     if (start.source != p::StateSource::kPeer && start.start_step < state_.committed) rewound_ = true;  // until new steps are committed
     if (start.source == p::StateSource::kPeer && start.start_step < state_.committed && !rewound_) violate("the source of state is behind committed step " + std::to_string(state_.committed - 1));
-    // What a member holds is not thrown away.
+    // What a member of the generation before said that it holds is not thrown away.
     for (const auto& m : start.members) {
       const Trainer& t = trainers_[m.worker_id];
-      if (t.alive && t.incarnation == m.incarnation && t.applied > start.start_step)
+      const auto told = told_.find(m.worker_id);
+      const bool known = told != told_.end() && told->second == std::pair{previous_, m.incarnation};
+      if (known && t.alive && t.incarnation == m.incarnation && t.applied > start.start_step)
         violate("generation " + to_string(start.generation) + " starts from step " + std::to_string(start.start_step) + ", member " + m.worker_id + " holds state[" + std::to_string(t.applied) + "]");
     }
   }
@@ -502,6 +508,8 @@ class Cluster {
   std::map<WorkerId, int> daemon_life_;
   std::map<std::string, Millis> link_last_;
   std::map<Generation, std::string> granted_;
+  Generation latest_, previous_;                               // granted
+  std::map<WorkerId, std::pair<Generation, uint64_t>> told_;   // generation that it sealed, incarnation
   std::map<Generation, Step> directives_;
   // What the store holds.
   std::map<Step, StepRecord> stored_ledger_;
