@@ -109,6 +109,12 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
 void gather(Context& c) {
   State& s = c.state;
   if (!s.dataset || s.stop_boundary) return;
+  // A coordinator that died behind the end of the run, its workers sent home already: nothing is left to do but to say so.
+  const Step end = final_step(s, c.config);
+  if (const auto last = s.checkpoints.find(end); end > 0 && s.committed >= end && last != s.checkpoints.end() && last->second.ok) {
+    s.stop_boundary = end;
+    return finish_if_done(c);
+  }
   std::vector<WorkerId> members;
   for (const auto& [id, worker] : s.workers)
     if (can_join(worker)) members.push_back(id);

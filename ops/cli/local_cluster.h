@@ -46,6 +46,8 @@ class LocalCluster {
   // Sentences about children since the last call.
   std::vector<std::string> take_news();
 
+  // The run is being stopped: a coordinator that dies now is not started again.
+  void expect_end() { asked_to_stop_ = true; }
   // SIGTERM to the coordinator, for when its HTTP endpoint does not answer.
   void ask_to_stop();
   // Kills everything at once.

@@ -117,6 +117,7 @@ class Watch {
       cluster_.kill_all();
     } else if (count == 1 && !asked_) {
       asked_ = true;
+      cluster_.expect_end();
       say("stopping: the run finishes its step and writes a checkpoint (Ctrl-C again: stop now)");
       if (!post(address_.http + "/api/v1/stop", address_.token)) cluster_.ask_to_stop();
     }

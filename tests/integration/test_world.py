@@ -254,6 +254,17 @@ class SecondStart(WorldTest):
         self.assertEqual(first["state_digest"], second["state_digest"])
 
 
+    def test_a_coordinator_resumed_behind_the_end_says_so_and_ends(self):
+        """It died after the last checkpoint, its workers already sent home: nobody will come back."""
+        first = self.run_once("--workers", "1", "--set", "function.steps=3", "--set", "function.warmup_steps=1", name="run")
+        run = os.path.join(self.folder, "run")
+        again = subprocess.run([program("tessera-coordinator"), str(TINY), "--run-dir", run, "--resume", "--set", "function.steps=3", "--set", "function.warmup_steps=1"],
+                               capture_output=True, text=True, timeout=60)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(json.loads(pathlib.Path(run, "status.json").read_text())["run"]["state"], "SUCCEEDED")
+        self.assertEqual(first["step"], 3)
+
+
 class BadInput(WorldTest):
     def refused(self, code, *needles, sets=(), args=(), config=TINY):
         up = self.up(*args, sets=sets, config=config, name="bad")
