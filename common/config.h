@@ -119,6 +119,7 @@ struct OperationConfig {
   std::string ema_distribution = "broadcast";
   struct { int64_t every_steps = 200; int64_t keep_last = 3; int64_t keep_every = 0; } checkpoint;
   int64_t max_skipped_steps = 10;
+  int64_t audit_every_steps = 0;
   int64_t data_bad_budget = 100;
   int64_t host_prefetch_bytes = int64_t{256} << 20;
   int64_t stop_at_step = 0;  // 0: none

@@ -81,7 +81,7 @@ void visit_operation(O& o, Visitor&& v) {
   v(FieldInfo{"operation.loaders", "Loaders that `tessera up` starts on this machine.", "[1, 1024]"}, o.loaders);
   v(FieldInfo{"operation.loader_threads", "Threads per loader; never changes bits.", "[1, 1024]"}, o.loader_threads);
   v(FieldInfo{"operation.min_workers", "Fewer ready workers than this: the run waits.", "[1, 65536]"}, o.min_workers);
-  v(FieldInfo{"operation.spares", "Workers beyond min_workers that are kept as spares.", "[0, 65536]"}, o.spares);
+  v(FieldInfo{"operation.spares", "Warm standby trainers that every node daemon keeps: one takes the place of a trainer that dies, without the time that a start takes.", "[0, 64]"}, o.spares);
   v(FieldInfo{"operation.control.bind", "Address the coordinator's control socket binds to.", ""}, o.control.bind);
   v(FieldInfo{"operation.control.port", "Its port; 0 takes a free one.", "[0, 65535]"}, o.control.port);
   v(FieldInfo{"operation.advertise", "Address that others reach this host by; `auto` takes the bind address or the host's first.", ""}, o.advertise);
@@ -92,6 +92,7 @@ void visit_operation(O& o, Visitor&& v) {
   v(FieldInfo{"operation.checkpoint.keep_last", "Newest checkpoints that are kept.", "[1, 1000000]"}, o.checkpoint.keep_last);
   v(FieldInfo{"operation.checkpoint.keep_every", "Checkpoints at multiples of this are kept for ever; 0: none.", "[0, 1000000000]"}, o.checkpoint.keep_every);
   v(FieldInfo{"operation.max_skipped_steps", "Non-finite steps in a row before the run stops.", "[1, 1000000]"}, o.max_skipped_steps);
+  v(FieldInfo{"operation.audit_every_steps", "Every so many steps one tile is evaluated by a second rank too, and the gradients are compared: finds a device that computes wrong; 0: never.", "[0, 1000000000]"}, o.audit_every_steps);
   v(FieldInfo{"operation.data_bad_budget", "Undecodable samples before the run stops.", "[0, 1000000000]"}, o.data_bad_budget);
   v(FieldInfo{"operation.host_prefetch_bytes", "Pixels that a trainer may have asked for ahead.", "[1048576, 1099511627776]"}, o.host_prefetch_bytes);
   v(FieldInfo{"operation.stop_at_step", "Stop after this many committed steps; `none` or 0: at the end.", "[0, 1000000000000]"}, o.stop_at_step);

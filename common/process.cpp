@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <fstream>
+#include <iterator>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -77,7 +78,10 @@ Result<Child> Child::spawn(const SpawnOptions& options) {
   }
   int report[2];
   if (::pipe2(report, O_CLOEXEC) != 0) return fail(ErrorCode::kInternal, std::string("cannot start a process: ") + std::strerror(errno));
+  int input[2] = {-1, -1};
+  if (options.pipe_input && ::pipe2(input, O_CLOEXEC) != 0) return fail(ErrorCode::kInternal, std::string("cannot start a process: ") + std::strerror(errno));
   Child child;
+  child.input_ = input[1];
   child.oom_kills_before_ = oom_kills();
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
@@ -92,8 +96,8 @@ Result<Child> Child::spawn(const SpawnOptions& options) {
     }
     if (options.own_session) ::setsid();
     if (log >= 0) ::dup2(log, 1), ::dup2(log, 2);
-    const int null = ::open("/dev/null", O_RDONLY);
-    if (null >= 0) ::dup2(null, 0);
+    const int in = input[0] >= 0 ? input[0] : ::open("/dev/null", O_RDONLY);
+    if (in >= 0) ::dup2(in, 0);
     ::execve(argv[0], argv.data(), envp.data());
     const int error = errno;
     [[maybe_unused]] const ssize_t put = ::write(report[1], &error, sizeof error);
@@ -101,6 +105,7 @@ Result<Child> Child::spawn(const SpawnOptions& options) {
   }
   if (log >= 0) ::close(log);
   ::close(report[1]);
+  if (input[0] >= 0) ::close(input[0]);
   int error = 0;
   const bool failed = pid < 0 || ::read(report[0], &error, sizeof error) == sizeof error;
   ::close(report[0]);
@@ -119,18 +124,42 @@ Child::~Child() {
     ::waitpid(pid_, nullptr, 0);
   }
   if (pidfd_ >= 0) ::close(pidfd_);
+  close_input();
 }
 Child::Child(Child&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)), pidfd_(std::exchange(other.pidfd_, -1)), oom_kills_before_(other.oom_kills_before_) {}
+    : pid_(std::exchange(other.pid_, -1)), pidfd_(std::exchange(other.pidfd_, -1)), input_(std::exchange(other.input_, -1)), oom_kills_before_(other.oom_kills_before_) {}
 Child& Child::operator=(Child&& other) noexcept {
   std::swap(pid_, other.pid_);
   std::swap(pidfd_, other.pidfd_);
+  std::swap(input_, other.input_);
   oom_kills_before_ = other.oom_kills_before_;
   return *this;
 }
 
 void Child::send(int signal) const {
   if (pid_ > 0) ::kill(pid_, signal);
+}
+
+bool Child::say(const std::string& text) const {
+  for (size_t sent = 0; sent < text.size();) {
+    const ssize_t put = input_ >= 0 ? ::write(input_, text.data() + sent, text.size() - sent) : -1;
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return false;
+    sent += size_t(put);
+  }
+  return true;
+}
+
+void Child::close_input() {
+  if (input_ >= 0) ::close(std::exchange(input_, -1));
+}
+
+bool Child::stopped() const {
+  if (pid_ <= 0) return false;
+  std::ifstream file("/proc/" + std::to_string(pid_) + "/stat");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t name_end = text.rfind(')');  // the name may hold anything
+  return name_end != std::string::npos && name_end + 2 < text.size() && text[name_end + 2] == 'T';
 }
 
 bool Child::poll_exit(ChildExit* exit) {

@@ -17,6 +17,7 @@ struct SpawnOptions {
   std::map<std::string, std::string> set_env;   // added or replaced
   std::vector<std::string> clear_env_prefixes;  // inherited variables that start so are removed
   std::string output_file;                      // stdout and stderr are appended to it; empty: inherited
+  bool pipe_input = false;                      // the child reads what say() sends; otherwise its input is empty
   bool die_with_parent = true;                  // SIGKILL when the spawning thread dies; spawn from the main thread
   bool own_session = false;                     // own process group: a terminal's Ctrl-C does not reach it
 };
@@ -42,6 +43,12 @@ class Child {
   int descriptor() const { return pidfd_; }
   bool running() const { return pid_ > 0; }
   void send(int signal) const;
+  // Writes to the child's standard input (pipe_input). False: it does not read any more.
+  bool say(const std::string& text) const;
+  // Ends its input.
+  void close_input();
+  // Whether a signal has stopped it (SIGSTOP, SIGTSTP); a debugger's stops do not count.
+  bool stopped() const;
   // How it ended, if it has; does not wait.
   bool poll_exit(ChildExit* exit);
   // SIGTERM, then SIGKILL after grace_ms; waits for the end.
@@ -50,6 +57,7 @@ class Child {
  private:
   pid_t pid_ = -1;
   int pidfd_ = -1;
+  int input_ = -1;
   int64_t oom_kills_before_ = 0;
 };
 

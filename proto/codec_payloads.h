@@ -34,6 +34,7 @@
   X(CheckpointFile, checkpoint_file, kCheckpointFile)                           \
   X(CheckpointFailed, checkpoint_failed, kCheckpointFailed)                     \
   X(CheckpointPublished, checkpoint_published, kCheckpointPublished)            \
+  X(WriteShare, write_share, kWriteShare)                                       \
   X(LoaderHello, loader_hello, kLoaderHello)                                    \
   X(LoaderWelcome, loader_welcome, kLoaderWelcome)                              \
   X(LoaderDataset, loader_dataset, kLoaderDataset)                              \

@@ -337,6 +337,7 @@ void put(const TrainerStatus& s, wire::TrainerStatus* w) {
   w->set_phase_seconds(s.phase_seconds);
   w->set_step_seconds_p50(s.step_seconds_p50);
   w->set_memory_bytes(s.memory_bytes);
+  w->set_step_seconds_max(s.step_seconds_max);
 }
 void get(const wire::TrainerStatus& w, TrainerStatus* s) {
   get(w.generation(), &s->generation);
@@ -346,6 +347,7 @@ void get(const wire::TrainerStatus& w, TrainerStatus* s) {
   s->phase_seconds = w.phase_seconds();
   s->step_seconds_p50 = w.step_seconds_p50();
   s->memory_bytes = w.memory_bytes();
+  s->step_seconds_max = w.step_seconds_max();
 }
 
 void put(const CheckpointFile& s, wire::CheckpointFile* w) {
@@ -389,6 +391,17 @@ void put(const CheckpointPublished& s, wire::CheckpointPublished* w) {
 void get(const wire::CheckpointPublished& w, CheckpointPublished* s) {
   s->step = w.step();
   s->path = w.path();
+}
+
+void put(const WriteShare& s, wire::WriteShare* w) {
+  put(s.generation, w->mutable_generation());
+  w->set_step(s.step);
+  w->set_rank(s.rank);
+}
+void get(const wire::WriteShare& w, WriteShare* s) {
+  get(w.generation(), &s->generation);
+  s->step = w.step();
+  s->rank = w.rank();
 }
 
 }  // namespace tessera::proto

@@ -2,7 +2,7 @@
 //
 // Who says what to whom (C coordinator, D node daemon, T trainer, L loader, M tessera-model):
 //   T->C TrainerHello TrainerReady WorldStarted WorldFault Sealed StepDone TrainerStatus CheckpointFile CheckpointFailed Goodbye
-//   C->T TrainerWelcome WorldStart WorldStop WorldDirective StepDoneAck CheckpointPublished Refused Shutdown
+//   C->T TrainerWelcome WorldStart WorldStop WorldDirective StepDoneAck CheckpointPublished WriteShare Refused Shutdown
 //   D->C DaemonHello DaemonStatus TrainerExited TrainerFenced Goodbye       C->D DaemonWelcome FenceTrainer Refused Shutdown
 //   L->C LoaderHello LoaderDataset LoaderStatus Goodbye                     C->L LoaderWelcome ShardAssignment Refused Shutdown
 //   C->T also ShardAssignment (where to ask for which tile first; locality only, never correctness)
@@ -211,6 +211,7 @@ struct TrainerStatus {  // heartbeat, every 200 ms, from the control thread
   double phase_seconds = 0;
   double step_seconds_p50 = 0;
   int64_t memory_bytes = 0;
+  double step_seconds_max = 0;  // of the recent steps
 };
 
 // ---- checkpoints ----
@@ -232,9 +233,18 @@ struct CheckpointFailed {
   Step step = 0;
   std::string reason;
 };
+// The checkpoint is whole under its name: shares that are held for it may go.
 struct CheckpointPublished {
   Step step = 0;
   std::string path;
+};
+
+// The rank that wrote this share of the generation's snapshot is gone before it said so; the receiver holds a copy (every
+// share is held by two ranks until the checkpoint is published) and writes it in its name.
+struct WriteShare {
+  Generation generation;
+  Step step = 0;
+  Rank rank = 0;
 };
 
 // ---- data plane ----
@@ -355,7 +365,7 @@ using Payload = std::variant<std::monostate, Refused, Shutdown, Goodbye, Reintro
                              WorldFault, WorldStop, Sealed, WorldDirective, StepDone, StepDoneAck, TrainerStatus, CheckpointFile,
                              CheckpointFailed, CheckpointPublished, LoaderHello, LoaderWelcome, LoaderDataset, LoaderStatus,
                              ShardAssignment, TileRequest, TileCancel, TileHeader, TileFrame, TileError, SampleRequest, SampleTile,
-                             DatasetRequest, DatasetInfo>;
+                             DatasetRequest, DatasetInfo, WriteShare>;
 
 // Header of every message. Foreign ones (other protocol, cluster or run), oversized and malformed ones are dropped and
 // counted by the channel.

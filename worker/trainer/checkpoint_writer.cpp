@@ -1,5 +1,7 @@
 #include "worker/trainer/checkpoint_writer.h"
 
+#include <algorithm>
+
 #include "common/clock.h"
 #include "common/log.h"
 
@@ -11,39 +13,92 @@ CheckpointWriter::CheckpointWriter(std::string root, std::function<void(proto::P
 
 CheckpointWriter::~CheckpointWriter() { wait_idle(); }
 
-void CheckpointWriter::write(checkpoint::Snapshot snapshot) {
+void CheckpointWriter::take(const model::State& state, checkpoint::Scalars scalars, Generation generation, Rank rank, int world_size) {
+  Order order{&state, std::move(scalars), generation, rank, world_size};
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !waiting_; });
-  waiting_ = std::move(snapshot);
+  changed_.wait(lock, [&] { return tasks_.empty(); });
+  if (!busy_) {
+    copying_ = true;
+    tasks_.push_back(std::move(order));
+  } else {
+    lock.unlock();
+    auto snapshot = copy(std::move(order));
+    lock.lock();
+    tasks_.push_back(std::move(snapshot));
+  }
   changed_.notify_all();
+}
+
+void CheckpointWriter::wait_copied() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !copying_; });
+}
+
+void CheckpointWriter::write_share(const proto::WriteShare& wanted) {
+  std::lock_guard lock(mutex_);
+  if (!held_ || held_->generation != wanted.generation || held_->scalars.step != wanted.step || held_->rank != wanted.rank) return;
+  log_info("writing share {} of checkpoint {} for a rank that is gone", wanted.rank, wanted.step);
+  tasks_.push_back(held_);
+  changed_.notify_all();
+}
+
+void CheckpointWriter::release(Step step) {
+  std::lock_guard lock(mutex_);
+  if (held_ && held_->scalars.step <= step) held_.reset();
 }
 
 void CheckpointWriter::wait_idle() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !waiting_ && !writing_; });
+  changed_.wait(lock, [&] { return tasks_.empty() && !busy_; });
+}
+
+// Own share and, with several ranks, the next one's to hold. The digest is the whole state's, whoever writes what.
+std::shared_ptr<checkpoint::Snapshot> CheckpointWriter::copy(Order order) {
+  order.scalars.state_digest = order.state->digest();
+  auto own = std::make_shared<checkpoint::Snapshot>(checkpoint::take_snapshot(*order.state, order.scalars, order.generation, order.rank, order.world_size));
+  std::shared_ptr<checkpoint::Snapshot> next;
+  if (order.world_size > 1)
+    next = std::make_shared<checkpoint::Snapshot>(checkpoint::take_snapshot(*order.state, order.scalars, order.generation, (order.rank + 1) % order.world_size, order.world_size));
+  std::lock_guard lock(mutex_);
+  held_ = std::move(next);
+  return own;
+}
+
+void CheckpointWriter::write(const checkpoint::Snapshot& snapshot) {
+  const Millis start = monotonic_ms();
+  auto written = checkpoint::write_snapshot(snapshot, root_);
+  if (written) {
+    log_debug("share {} of checkpoint {} written in {} ms", snapshot.rank, snapshot.scalars.step, monotonic_ms() - start);
+    return report_(std::move(*written));
+  }
+  log_error("checkpoint {}: {}", snapshot.scalars.step, written.error().message);
+  report_(proto::CheckpointFailed{snapshot.generation, snapshot.scalars.step, written.error().message});
 }
 
 void CheckpointWriter::run(std::stop_token stop) {
   for (;;) {
-    std::optional<checkpoint::Snapshot> snapshot;
+    Task task;
     {
       std::unique_lock lock(mutex_);
-      if (!changed_.wait(lock, stop, [&] { return waiting_.has_value(); })) return;
-      snapshot = std::exchange(waiting_, std::nullopt);
-      writing_ = true;
+      if (!changed_.wait(lock, stop, [&] { return !tasks_.empty(); })) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+      busy_ = true;
       changed_.notify_all();
     }
-    const Millis start = monotonic_ms();
-    auto written = checkpoint::write_snapshot(*snapshot, root_);
-    if (written) {
-      log_debug("share of checkpoint {} written in {} ms", snapshot->scalars.step, monotonic_ms() - start);
-      report_(std::move(*written));
+    if (auto* order = std::get_if<Order>(&task)) {
+      auto snapshot = copy(std::move(*order));
+      {
+        std::lock_guard lock(mutex_);
+        copying_ = false;
+        changed_.notify_all();
+      }
+      write(*snapshot);
     } else {
-      log_error("checkpoint {}: {}", snapshot->scalars.step, written.error().message);
-      report_(proto::CheckpointFailed{snapshot->generation, snapshot->scalars.step, written.error().message});
+      write(*std::get<std::shared_ptr<checkpoint::Snapshot>>(task));
     }
     std::lock_guard lock(mutex_);
-    writing_ = false;
+    busy_ = false;
     changed_.notify_all();
   }
 }

@@ -96,9 +96,9 @@ void ControlLink::report(Generation generation, Rank rank, Step step, proto::Pha
   status_.phase = phase;
 }
 
-void ControlLink::report_step_seconds(double seconds_p50) {
+void ControlLink::report_step_seconds(double seconds_p50, double seconds_max) {
   std::lock_guard lock(mutex_);
-  status_.step_seconds_p50 = seconds_p50;
+  status_.step_seconds_p50 = seconds_p50, status_.step_seconds_max = seconds_max;
 }
 
 void ControlLink::set_position(Generation generation, Step applied) {
@@ -129,6 +129,10 @@ void ControlLink::on_assignment(std::function<void(const proto::ShardAssignment&
   std::lock_guard lock(mutex_);
   assignment_sink_ = std::move(sink);
   if (assignment_ && assignment_sink_) assignment_sink_(*assignment_);
+}
+void ControlLink::on_checkpoint(std::function<void(const proto::Payload&)> sink) {
+  std::lock_guard lock(mutex_);
+  checkpoint_sink_ = std::move(sink);
 }
 std::optional<proto::WorldDirective> ControlLink::take_directive() {
   std::lock_guard lock(mutex_);
@@ -217,6 +221,8 @@ void ControlLink::handle(proto::Payload payload) {
   } else if (auto* assignment = std::get_if<proto::ShardAssignment>(&payload)) {
     assignment_ = std::move(*assignment);
     if (assignment_sink_) assignment_sink_(*assignment_);
+  } else if (std::holds_alternative<proto::CheckpointPublished>(payload) || std::holds_alternative<proto::WriteShare>(payload)) {
+    if (checkpoint_sink_) checkpoint_sink_(payload);
   } else if (const auto* directive = std::get_if<proto::WorldDirective>(&payload)) {
     if (fence_.admit_directive(directive->generation)) {
       const bool joins = directive_ && directive_->generation == directive->generation;

@@ -39,13 +39,15 @@ class ControlLink {
   void send_kept();
   // Updates the heartbeat; the phase's clock restarts when the phase or the step changes.
   void report(Generation generation, Rank rank, Step step, proto::Phase phase);
-  void report_step_seconds(double seconds_p50);
+  void report_step_seconds(double seconds_p50, double seconds_max);
   // State a new hello carries.
   void set_position(Generation generation, Step applied);
   // Next command for the training thread; waits up to timeout_ms.
   std::optional<proto::Payload> next(int timeout_ms);
   // Called with each assignment, at once with the last one; on the control thread.
   void on_assignment(std::function<void(const proto::ShardAssignment&)> sink);
+  // Called with each CheckpointPublished and WriteShare; on the control thread.
+  void on_checkpoint(std::function<void(const proto::Payload&)> sink);
   // The directive for this world, when one came; several are joined into one.
   std::optional<proto::WorldDirective> take_directive();
   // Set when the coordinator refused us or told us to shut down.
@@ -77,6 +79,7 @@ class ControlLink {
   std::deque<proto::StepDone> unacknowledged_;
   std::optional<proto::ShardAssignment> assignment_;
   std::function<void(const proto::ShardAssignment&)> assignment_sink_;
+  std::function<void(const proto::Payload&)> checkpoint_sink_;
   Fence fence_;
   Step acknowledged_ = -1;
   Millis resent_at_ = 0;

@@ -53,12 +53,21 @@ void Fetcher::want(Step first_step, Step end_step, TileRange tiles) {
   {
     std::lock_guard lock(mutex_);
     cursor_ = {first_step, tiles.begin}, end_step_ = end_step, tiles_ = tiles;
+    extra_.clear();
     std::erase_if(ready_, [&](const auto& entry) { return !wanted(entry.first); });
   }
   wake();
 }
 
-bool Fetcher::wanted(const Key& key) const { return key >= cursor_ && key.first < end_step_ && key.second >= tiles_.begin && key.second < tiles_.end; }
+void Fetcher::also(Step step, TileIndex tile) {
+  {
+    std::lock_guard lock(mutex_);
+    extra_.insert({step, tile});
+  }
+  wake();
+}
+
+bool Fetcher::wanted(const Key& key) const { return extra_.contains(key) || (key >= cursor_ && key.first < end_step_ && key.second >= tiles_.begin && key.second < tiles_.end); }
 
 Result<FetchedTile> Fetcher::take(Step step, TileIndex tile, const collective::AbortSignal& abort) {
   std::unique_lock lock(mutex_);
@@ -66,7 +75,7 @@ Result<FetchedTile> Fetcher::take(Step step, TileIndex tile, const collective::A
   for (;;) {
     if (const auto it = ready_.find({step, tile}); it != ready_.end()) {
       FetchedTile out = std::move(it->second);
-      cursor_ = tile + 1 < tiles_.end ? Key{step, tile + 1} : Key{step + 1, tiles_.begin};
+      if (extra_.erase({step, tile}) == 0) cursor_ = tile + 1 < tiles_.end ? Key{step, tile + 1} : Key{step + 1, tiles_.begin};
       std::erase_if(ready_, [&](const auto& entry) { return !wanted(entry.first); });
       lock.unlock();
       wake();
@@ -143,9 +152,11 @@ void Fetcher::reconcile_loaders() {
 // The first wanted tile that is neither here nor on the way. With the budget full a tile from further ahead makes room
 // for it: the one that is needed next must never wait for those that come after it.
 std::optional<Fetcher::Key> Fetcher::next_missing() {
-  if (tiles_.empty()) return std::nullopt;
   std::set<Key> busy;
   for (const auto& [id, request] : requests_) busy.insert(request.key);
+  for (const Key& key : extra_)
+    if (!ready_.contains(key) && !busy.contains(key)) return key;
+  if (tiles_.empty()) return std::nullopt;
   const Step last = std::min(end_step_, cursor_.first + Step(window_) + 1);
   for (Step step = cursor_.first; step < last; ++step)
     for (TileIndex tile = tiles_.begin; tile < tiles_.end; ++tile) {

@@ -33,6 +33,8 @@ class Fetcher {
   // What will be needed: the tiles [tiles.begin, tiles.end) of every step from `first_step` up to `end_step`, in this
   // order. Replaces the previous wish; tiles already here or on the way are kept when they are in it.
   void want(Step first_step, Step end_step, TileRange tiles);
+  // One tile more, beside the wish (an audit's); until it is taken or want() is called again.
+  void also(Step step, TileIndex tile);
   // The tile, once it is here; it and those before it are not wanted any more. Errors: kRebuildWorld when aborted; kFixData when a loader says that the run must stop
   // (its reason, with the exit code); never times out.
   Result<FetchedTile> take(Step step, TileIndex tile, const collective::AbortSignal& abort);
@@ -80,6 +82,7 @@ class Fetcher {
   Key cursor_{0, 0};   // the first tile that is still wanted
   Step end_step_ = 0;
   TileRange tiles_;
+  std::set<Key> extra_;
   std::map<Key, FetchedTile> ready_;
   std::optional<Error> fatal_;
 

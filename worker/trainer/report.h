@@ -26,6 +26,7 @@ struct StepFacts {
   std::vector<TileReport> tiles;       // by tile index
   std::vector<SampleId> grey_samples;  // by tile
   StateDigest state;                   // of state[step], after the last backward
+  StateDigest applied;                 // of state[step], before the first forward; in a world of two only
   StateDigest gradient;                // of the reduced gradient
   optimizer::GradientSummary summary;
 };

@@ -26,6 +26,8 @@ Status Trainer::step() {
   lap();
   prepared_ = false;  // the gradient buffers are about to change
   TESSERA_TRY(evaluate());
+  TESSERA_TRY(audit());
+  split_.compute += lap();
   phase(proto::Phase::kReduce);
   TESSERA_TRY(exchange());
   split_.communication += lap();
@@ -34,10 +36,12 @@ Status Trainer::step() {
   facts_.gradient = model::gradient_digest(state_->layout, gradient_);
   facts_.summary = optimizer::summarize(*state_, gradient_, float(1.0 / double(function_.batch.tiles)));
   split_.compute += lap();
-  if (options_.at_point) options_.at_point(Point::kBeforeVote, facts_.step);
+  at(Point::kBeforeVote);
   TESSERA_ASSIGN(const Agreement agreement, vote());
   split_.communication += lap();
-  if (options_.at_point) options_.at_point(Point::kAfterVote, facts_.step);
+  at(Point::kAfterVote);
+  writer_->wait_copied();
+  split_.checkpoint += lap();
   phase(proto::Phase::kApply);
   apply(EmaBy::kAgreement);
   split_.compute += lap();
@@ -47,7 +51,7 @@ Status Trainer::step() {
   link_.set_position(world_->start.generation, state_->step);
   recent_seconds_.push_back(split_.total());
   if (recent_seconds_.size() > kRecentSteps) recent_seconds_.erase(recent_seconds_.begin());
-  link_.report_step_seconds(median(recent_seconds_));
+  link_.report_step_seconds(median(recent_seconds_), *std::max_element(recent_seconds_.begin(), recent_seconds_.end()));
   return {};
 }
 
@@ -55,7 +59,11 @@ Status Trainer::step() {
 Status Trainer::evaluate() {
   facts_ = {};
   facts_.step = state_->step;
+  if (world_->size() == 2) facts_.applied = state_->digest();
+  at(Point::kBegin);
   facts_.tiles.resize(size_t(function_.batch.tiles));
+  audit_ = plan_audit(state_->step, operation_.audit_every_steps, int(function_.batch.tiles), world_->size());
+  if (audit_ && audit_->auditor == world_->rank) fetcher_->also(state_->step, audit_->tile);
   collective::NodeStack stack(int(function_.batch.tiles), world_->tiles);
   size_t top = 0;
   for (TileIndex t = world_->tiles.begin; t < world_->tiles.end; ++t) {
@@ -78,6 +86,8 @@ Status Trainer::evaluate_tile(TileIndex tile, model::FlatBuffers& gradient) {
   phase(proto::Phase::kEvaluate);
   const bool measure = tile == 0 && state_->step % kRankEverySteps == 0;
   const model::TileResult result = engine_->gradient(*state_, to_tensors(fetched), gradient, measure);
+  if (options_.at_gradient) options_.at_gradient(tile, gradient);
+  if (audit_ && audit_->tile == tile) audited_ = model::gradient_digest(state_->layout, gradient);
   facts_.tiles[size_t(tile)] = {result.loss, result.effective_rank, as_lanes(fetched.header.digest), fetched.header.context_length, int64_t(fetched.header.grey_samples.size())};
   facts_.grey_samples.insert(facts_.grey_samples.end(), fetched.header.grey_samples.begin(), fetched.header.grey_samples.end());
   return {};
@@ -102,7 +112,7 @@ Result<Agreement> Trainer::vote() {
   Vote& mine = votes[size_t(world_->rank)];
   mine.term = world_->start.generation.term, mine.number = world_->start.generation.number;
   mine.step = state_->step;
-  mine.state = facts_.state;
+  mine.state = facts_.state, mine.applied = facts_.applied;
   mine.gradient = facts_.gradient;
   for (TileIndex t = world_->tiles.begin; t < world_->tiles.end; ++t) mine.batch += facts_.tiles[size_t(t)].digest;
   if (world_->rank == 0) {
@@ -125,6 +135,7 @@ Result<Agreement> Trainer::vote() {
 
 // state[k] -> state[k + 1] from the whole gradient: locally, no communication before the target is distributed.
 void Trainer::apply(EmaBy by) {
+  writer_->wait_copied();  // the state changes from here on
   const optimizer::StepRates rates = schedule_->at(state_->step);
   const bool skipped = !facts_.summary.finite;
   optimizer::apply_adamw(*state_, gradient_, float(1.0 / double(function_.batch.tiles)), rates, function_.optimizer, skipped);
@@ -163,11 +174,10 @@ void Trainer::obey_agreement(const Agreement& agreement) {
   if ((every > 0 && state_->step % every == 0) || (agreement.checkpoint && !stops)) snapshot();
 }
 
-// Copies this rank's share of the state; it is written in the background.
+// The writer copies this rank's share of the state while the next step is evaluated.
 void Trainer::snapshot() {
   if (world_->snapshot_at == state_->step) return;
   world_->snapshot_at = state_->step;
-  phase(proto::Phase::kSnapshot);
   checkpoint::Scalars scalars;
   scalars.step = state_->step;
   scalars.adam_steps = state_->adam_steps;
@@ -175,9 +185,8 @@ void Trainer::snapshot() {
   scalars.function_yaml = welcome_.function_yaml;
   scalars.function_id = to_hex(function_id(function_));
   scalars.numerics_class = options_.numerics_class;
-  scalars.state_digest = state_->digest();
   scalars.sample_position = welcome_.steps_per_epoch > 0 ? state_->step % welcome_.steps_per_epoch * function_.batch.global() : 0;
-  writer_->write(checkpoint::take_snapshot(*state_, scalars, world_->start.generation, world_->rank, world_->size()));
+  writer_->take(*state_, std::move(scalars), world_->start.generation, world_->rank, world_->size());
 }
 
 // Rank 0 reports the step; the others keep the same report until rank 0's votes say that the ledger has it.

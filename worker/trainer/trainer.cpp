@@ -1,8 +1,6 @@
 #include "worker/trainer/trainer.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/zeros.h>
 #include <algorithm>
 
 #include "common/block_size.h"
@@ -13,6 +11,12 @@ namespace tessera::trainer {
 
 Trainer::Trainer(TrainerOptions options, ControlLink& link, collective::MeshListener& listener, collective::AbortSignal& abort)
     : options_(std::move(options)), link_(link), listener_(listener), abort_(abort) {}
+
+// The link lives on and may call until then.
+Trainer::~Trainer() {
+  link_.on_assignment({});
+  link_.on_checkpoint({});
+}
 
 int Trainer::run() {
   for (;;) {
@@ -68,31 +72,23 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
     return fail(ErrorCode::kFixConfig, "[trainer] started with --threads " + std::to_string(options_.threads) + ", but operation.compute_threads is " + std::to_string(operation_.compute_threads) +
                                            ": the count is part of the numerics class; start the trainer with --threads " + std::to_string(operation_.compute_threads));
   at::set_num_threads(options_.threads);
-  TESSERA_ASSIGN(engine_, model::Engine::make(function_, options_.device));
+  if (options_.warm && options_.warm->engine && options_.warm->function_yaml == welcome.function_yaml && options_.warm->device == options_.device) {
+    engine_ = std::move(options_.warm->engine);
+  } else {
+    link_.report({}, -1, -1, proto::Phase::kWarmUp);
+    TESSERA_ASSIGN(engine_, warm_engine(function_, options_.device));
+  }
+  gradient_ = model::make_buffers(model::State::empty(function_).layout);
   schedule_.emplace(function_, RunLength{welcome.steps_per_epoch, welcome.total_steps, welcome.warmup_steps});
   fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id);
   link_.on_assignment([this](const proto::ShardAssignment& assignment) { fetcher_->set_loaders(assignment); });
   writer_ = std::make_unique<CheckpointWriter>(welcome.checkpoint_root, [this](proto::Payload payload) { link_.send(std::move(payload)); });
-  TESSERA_TRY(warm_up());
+  link_.on_checkpoint([this](const proto::Payload& payload) {
+    if (const auto* published = std::get_if<proto::CheckpointPublished>(&payload)) writer_->release(published->step);
+    if (const auto* share = std::get_if<proto::WriteShare>(&payload)) writer_->write_share(*share);
+  });
   link_.report({}, -1, -1, proto::Phase::kReady);
   link_.send(proto::TrainerReady{});
-  return {};
-}
-
-// One synthetic tile through every kernel, so that the first step takes as long as the others.
-Status Trainer::warm_up() {
-  link_.report({}, -1, -1, proto::Phase::kWarmUp);
-  const int64_t b = function_.batch.tile_size, size = function_.model.image_size, patches = function_.model.grid() * function_.model.grid();
-  model::Tile tile;
-  tile.pixels = at::zeros({b, size, size, 3}, at::kByte);
-  const auto mask = [&](int64_t length) { return at::arange(length, at::kLong).unsqueeze(0).repeat({b, 1}); };
-  const MaskCounts counts = mask_counts(function_.masks);
-  for (int64_t i = 0; i < counts.contexts; ++i) tile.contexts.push_back(mask(std::max<int64_t>(1, patches / 2)));
-  for (int64_t i = 0; i < counts.targets; ++i) tile.targets.push_back(mask(std::max<int64_t>(1, patches / 5)));
-  const model::State state = model::State::empty(function_);
-  gradient_ = model::make_buffers(state.layout);
-  engine_->gradient(state, tile, gradient_, false);
-  gradient_ = model::make_buffers(state.layout);
   return {};
 }
 
@@ -148,6 +144,11 @@ void Trainer::fault(const Error& error) {
 
 void Trainer::phase(proto::Phase phase) {
   link_.report(world_ ? world_->start.generation : Generation{}, world_ ? world_->rank : -1, state_ ? state_->step : -1, phase);
+}
+
+void Trainer::at(Point point) {
+  if (options_.at_point) options_.at_point(point, state_->step);
+  if (options_.at_state) options_.at_state(point, *state_);
 }
 
 double Trainer::lap() {

@@ -16,16 +16,19 @@
 #include "worker/collective/collective.h"
 #include "worker/model/engine.h"
 #include "worker/optimizer/update.h"
+#include "worker/trainer/audit.h"
 #include "worker/trainer/checkpoint_writer.h"
 #include "worker/trainer/control.h"
 #include "worker/trainer/fetch.h"
 #include "worker/trainer/report.h"
+#include "worker/trainer/standby.h"
 #include "worker/trainer/vote.h"
 
 namespace tessera::trainer {
 
 // Places of a step where a test may hold or end the training thread.
 enum class Point {
+  kBegin,       // before the first tile
   kBeforeVote,  // the gradient is whole here; no vote has left
   kAfterVote,   // all votes are here and equal; nothing is applied
 };
@@ -38,11 +41,15 @@ struct TrainerOptions {
   // Tests put a faulty collective in between; empty otherwise.
   std::function<std::unique_ptr<collective::Collective>(std::unique_ptr<collective::Collective>, const proto::WorldStart&, Rank)> wrap_collective;
   std::function<void(Point, Step)> at_point;
+  std::function<void(Point, model::State&)> at_state;  // tests: memory that loses a bit
+  std::function<void(TileIndex, model::FlatBuffers&)> at_gradient;  // tests: a device that computes wrong
+  std::shared_ptr<WarmEngine> warm;  // of a standby; null otherwise
 };
 
 class Trainer {
  public:
   Trainer(TrainerOptions options, ControlLink& link, collective::MeshListener& listener, collective::AbortSignal& abort);
+  ~Trainer();
   // Runs until told to shut down. Returns the exit code; the reason was logged.
   int run();
 
@@ -73,13 +80,13 @@ class Trainer {
   // trainer.cpp
   Status obey(const proto::Payload& command);
   Status set_up(const proto::TrainerWelcome& welcome);
-  Status warm_up();
   Status run_world(const proto::WorldStart& start);
   void seal(const proto::WorldStop& stop);
   void fault(const Error& error);
   int leave(const proto::Shutdown& shutdown);
   void phase(proto::Phase phase);
   double lap();  // seconds since the last lap
+  void at(Point point);
 
   // world.cpp
   Result<World> make_world(const proto::WorldStart& start) const;
@@ -96,6 +103,8 @@ class Trainer {
   Status evaluate();
   Status evaluate_tile(TileIndex tile, model::FlatBuffers& gradient);
   Status exchange();
+  Status audit();  // audit.cpp
+  Result<StateDigest> evaluate_again(TileIndex tile);
   Result<Agreement> vote();
   void apply(EmaBy ema);
   void distribute_target(double momentum);
@@ -124,6 +133,8 @@ class Trainer {
   std::vector<float> bounce_;    // EMA target slices
   std::optional<World> world_;
   bool prepared_ = false;
+  std::optional<AuditPlan> audit_;  // of this step
+  StateDigest audited_;             // this rank's gradient of the audited tile
   std::optional<proto::Sealed> sealed_;  // the last answer, for a coordinator that comes back
   Cause cause_;
   proto::TimeSplit split_;

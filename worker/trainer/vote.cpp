@@ -11,6 +11,16 @@ std::string ranks_text(const std::vector<Rank>& ranks) {
   return text;
 }
 
+// Of two ranks that hold different states: the only one whose own changed while the step was evaluated.
+void find_changed(const std::vector<Vote>& votes, Disagreement& out) {
+  std::vector<Rank> changed;
+  for (size_t r = 0; r < votes.size(); ++r)
+    if (votes[r].applied != StateDigest{} && votes[r].applied != votes[r].state) changed.push_back(Rank(r));
+  if (changed.size() != 1) return;
+  out.suspect = changed.front();
+  out.reason += "; the state of rank " + std::to_string(out.suspect) + " changed while the step was evaluated";
+}
+
 // Groups the ranks by digest; one group is agreement.
 bool differs(const std::vector<Vote>& votes, StateDigest Vote::*field, const std::string& what, Disagreement& out) {
   std::map<std::pair<uint64_t, uint64_t>, std::vector<Rank>> groups;
@@ -41,7 +51,11 @@ tl::expected<Agreement, Disagreement> tally(const std::vector<Vote>& votes) {
     }
     yes.batch += v.batch;
   }
-  if (differs(votes, &Vote::state, "state", no) || differs(votes, &Vote::gradient, "gradient", no)) return tl::unexpected(no);
+  if (differs(votes, &Vote::state, "state", no)) {
+    if (no.suspect < 0) find_changed(votes, no);
+    return tl::unexpected(no);
+  }
+  if (differs(votes, &Vote::gradient, "gradient", no)) return tl::unexpected(no);
   yes.stop_after = votes[0].stop_after;
   yes.checkpoint = votes[0].checkpoint != 0;
   yes.acknowledged = votes[0].acknowledged;

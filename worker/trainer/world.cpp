@@ -59,6 +59,7 @@ Status Trainer::bring_state() {
   const bool survivor = entry == Entry::kKeep || entry == Entry::kRollForward;
   if (entry == Entry::kRollForward) TESSERA_TRY(roll_forward());
   prepared_ = false;
+  writer_->wait_copied();
   if (!survivor) state_.reset();
   Status done;
   if (entry == Entry::kInitial) state_ = model::State::initial(function_);

@@ -201,7 +201,8 @@ void FakeCoordinator::handle(const proto::Incoming& incoming) {
   } else if (const auto* status = std::get_if<proto::TrainerStatus>(&payload)) {
     statuses[sender] = *status;
   } else if (const auto* file = std::get_if<proto::CheckpointFile>(&payload)) {
-    on_checkpoint_file(*file);
+    if (drop_file && drop_file(*file)) ++dropped_files;
+    else on_checkpoint_file(*file);
   } else if (const auto* failed = std::get_if<proto::CheckpointFailed>(&payload)) {
     checkpoint_failures.push_back(failed->reason);
   }

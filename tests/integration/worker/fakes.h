@@ -101,6 +101,8 @@ class FakeCoordinator {
   std::map<Step, std::string> checkpoints;  // published folders
   std::vector<std::string> checkpoint_failures;
   bool acknowledge = true;
+  std::function<bool(const proto::CheckpointFile&)> drop_file;  // true: as if the message had never come
+  int dropped_files = 0;
 
  private:
   void handle(const proto::Incoming& incoming);

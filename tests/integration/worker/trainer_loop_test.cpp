@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <condition_variable>
 #include <filesystem>
 #include <fstream>
@@ -289,6 +290,95 @@ TEST(TrainerLoop, UnequalGradientsStopTheWorldBeforeTheStepIsApplied) {
   next.source = proto::StateSource::kPeer, next.start_step = 2, next.source_rank = 0;
   next = run.coordinator->start_world(workers(2), next);
   expect_reference(outcome_of(run, next.generation, 2));
+}
+
+// One bit of one replica flips: found in the vote for the step, before anybody applies it, and healed from a peer.
+void expect_named_and_healed(int world, Point when, bool moments, Step found_at) {
+  Story run;
+  run.launch(workers(world), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 1)
+      options.at_state = [=, done = false](Point point, model::State& state) mutable {
+        if (point != when || state.step != 2 || std::exchange(done, true)) return;
+        float* value = (moments ? state.exp_avg : state.weights)[1].mutable_data_ptr<float>();
+        *value = std::bit_cast<float>(std::bit_cast<uint32_t>(*value) ^ (1u << 12));
+      };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(world));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->faults.size() == size_t(world); }));
+  for (const auto& [id, fault] : run.coordinator->faults) {
+    EXPECT_TRUE(fault.digests_differ) << fault.reason;
+    EXPECT_EQ(fault.step, found_at) << fault.reason;
+    EXPECT_EQ(fault.suspect, 1) << fault.reason;
+  }
+  run.coordinator->stop_world(start.generation, workers(world));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(start.generation, size_t(world)); }));
+  EXPECT_EQ(run.coordinator->sealed[start.generation].at("node/0").applied, found_at);
+  EXPECT_FALSE(run.coordinator->sealed[start.generation].at("node/0").prepared);
+  // The named one comes back without its state, as the process that its daemon starts would.
+  run.coordinator->send("node/1", proto::Shutdown{"fenced", 82});
+  run.trainers[1].reset();
+  run.trainers[1] = std::make_unique<TestTrainer>("node/1", run.coordinator->port(), TrainerOptions{});
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->ready["node/1"] >= 2; }));
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = found_at, next.source_rank = 0;
+  next = run.coordinator->start_world(workers(world), next);
+  expect_reference(outcome_of(run, next.generation, size_t(world)));
+}
+
+TEST(TrainerLoop, AFlippedWeightIsFoundInTheVoteForItsStep) { expect_named_and_healed(3, Point::kBegin, false, 2); }
+TEST(TrainerLoop, OfTwoRanksTheOneThatChangedIsNamed) { expect_named_and_healed(2, Point::kBegin, false, 2); }
+TEST(TrainerLoop, AFlippedMomentIsFoundInTheNextVote) { expect_named_and_healed(3, Point::kBeforeVote, true, 3); }
+
+TEST(TrainerLoop, AnAuditNamesTheDeviceThatComputesWrong) {
+  Story run("  audit_every_steps: 2\n");
+  run.launch(workers(3), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 0) options.at_gradient = [](TileIndex, model::FlatBuffers& gradient) { gradient[0].mutable_data_ptr<float>()[3] += 1e-6f; };
+    return options;
+  });
+  run.coordinator->start_world(workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->faults.size() == 3; }));
+  for (const auto& [id, fault] : run.coordinator->faults) {
+    EXPECT_TRUE(fault.digests_differ);
+    EXPECT_EQ(fault.step, 0);
+    EXPECT_EQ(fault.suspect, 0) << fault.reason;
+    EXPECT_THAT(fault.reason, HasSubstr("audit of tile 0 of step 0: rank 0 computed another gradient"));
+  }
+}
+
+TEST(TrainerLoop, AuditsChangeNoBit) {
+  for (const int world : {2, 3, 5}) {
+    Story run("  audit_every_steps: 1\n");
+    run.launch(workers(world));
+    const auto start = run.coordinator->start_world(workers(world));
+    expect_reference(outcome_of(run, start.generation, size_t(world)));
+    EXPECT_TRUE(run.coordinator->faults.empty());
+  }
+}
+
+TEST(TrainerLoop, AShareOfADeadRankIsWrittenByTheOneThatHoldsIt) {
+  Gate gate;
+  Story run("  checkpoint: {every_steps: 2}\n");
+  run.coordinator->drop_file = [](const proto::CheckpointFile& file) { return file.step == 2 && file.rank == 1; };  // as if it died before it said so
+  run.launch(workers(3), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 2) options.at_point = [&](Point point, Step step) { if (point == Point::kBegin && step == 3) gate.hold(); };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->dropped_files == 1; }));
+  run.coordinator->drop_file = {};
+  EXPECT_FALSE(run.coordinator->checkpoints.contains(2));
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(run.root))
+    if (entry.path().filename() == "state-00001-of-00003.safetensors" && entry.path().string().find("-2/") != std::string::npos) std::filesystem::resize_file(entry.path(), 100);  // half written
+  run.coordinator->send("node/0", proto::WriteShare{start.generation, 2, 1});
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->checkpoints.contains(2); }));
+  gate.open();
+  const auto read = checkpoint::read_checkpoint(run.coordinator->checkpoints[2], run.function);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(read->digest(), reference().ledger.at(2).state_digest);
 }
 
 TEST(TrainerLoop, AnInfiniteGradientSkipsTheStepOnEveryRank) {

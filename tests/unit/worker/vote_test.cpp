@@ -59,6 +59,27 @@ TEST(Tally, TwoAgainstTwoHasNoSuspect) {
   EXPECT_THAT(agreed.error().reason, HasSubstr("ranks "));
 }
 
+TEST(Tally, OfTwoTheOneWhoseStateChangedUnderItIsNamed) {
+  for (size_t changed = 0; changed < 2; ++changed) {
+    auto votes = equal_votes(2);
+    for (auto& vote : votes) vote.applied = vote.state;
+    votes[changed].state.a ^= 1ull << 17;
+    const auto agreed = tally(votes);
+    ASSERT_FALSE(agreed);
+    EXPECT_EQ(agreed.error().suspect, Rank(changed));
+    EXPECT_THAT(agreed.error().reason, HasSubstr("the state of rank " + std::to_string(changed) + " changed"));
+  }
+}
+
+TEST(Tally, OfTwoThatDifferedBeforeTheStepNobodyIsNamed) {
+  auto votes = equal_votes(2);
+  votes[1].state.a ^= 1;
+  for (auto& vote : votes) vote.applied = vote.state;
+  const auto agreed = tally(votes);
+  ASSERT_FALSE(agreed);
+  EXPECT_EQ(agreed.error().suspect, -1);
+}
+
 TEST(Tally, AnotherGenerationOrStepIsNoVote) {
   for (auto change : {+[](Vote& v) { v.term = 2; }, +[](Vote& v) { v.number = 16; }, +[](Vote& v) { v.step = 40; }}) {
     auto votes = equal_votes(3);
