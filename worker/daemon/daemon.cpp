@@ -124,7 +124,7 @@ void Daemon::on_welcome(const proto::DaemonWelcome& welcome) {
   client_.set_run_id(welcome.run_id);
   if (supervisor_.started()) return;  // a restarted coordinator: the trainers run on
   auto operation = parse_operation(welcome.operation_yaml);
-  if (operation) return supervisor_.set_operation(*operation);
+  if (operation) return supervisor_.set_operation(*operation, welcome.function_yaml);
   log_error("the coordinator's configuration cannot be read: {}", operation.error().message);
   leave(operation.error().message, exit_code_of(operation.error()), 0, 0);
 }

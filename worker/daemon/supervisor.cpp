@@ -1,6 +1,7 @@
 #include "worker/daemon/supervisor.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <utility>
 
@@ -10,6 +11,10 @@ namespace tessera::worker {
 namespace {
 
 constexpr Millis kFirstDelayMs = 100, kLongestDelayMs = 5000, kGoodLifeMs = 30000;
+constexpr Millis kStoppedMs = 300;        // a trainer that a signal has stopped this long is lost
+constexpr Millis kFirstStandbyMs = 5000;  // the run's own start comes first
+constexpr Millis kNextStandbyMs = 500;    // so does a recovery
+constexpr int kStandbyTrust = 3;          // a worker that dies more often in a row gets the slow start with its backoff
 
 // Odd: the channel uses the bytes as a routing identity, which must not begin with 0.
 uint64_t new_incarnation() {
@@ -51,18 +56,25 @@ std::vector<proto::DeviceSlot> Supervisor::slots() const {
   return out;
 }
 
-void Supervisor::start(Slot& slot, Millis now) {
-  const WorkerId& id = slot.slot.worker_id;
+SpawnOptions Supervisor::spawn_options(std::vector<std::string> identity) const {
   const std::string threads = std::to_string(operation_.compute_threads);
-  slot.incarnation = new_incarnation();
-  slot.started_at = now;
   SpawnOptions spawn;
-  spawn.command = {options_.trainer, "--coordinator", options_.coordinator, "--worker-id", id, "--device", slot.slot.device, "--advertise", options_.advertise, "--threads", threads};
+  spawn.command = {options_.trainer, "--coordinator", options_.coordinator, "--advertise", options_.advertise, "--threads", threads};
+  spawn.command.insert(spawn.command.end(), identity.begin(), identity.end());
   if (!options_.log_dir.empty()) spawn.command.insert(spawn.command.end(), {"--log-dir", options_.log_dir});
   // Variables that choose library code paths decide bits: nothing is inherited, ours are set.
   spawn.clear_env_prefixes = {"ATEN_", "MKL_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_"};
-  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}, {"TESSERA_INCARNATION", id + "=" + std::to_string(slot.incarnation)}};
+  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}};
   spawn.own_session = true;
+  return spawn;
+}
+
+void Supervisor::start(Slot& slot, Millis now) {
+  const WorkerId& id = slot.slot.worker_id;
+  slot.incarnation = new_incarnation();
+  slot.started_at = now;
+  SpawnOptions spawn = spawn_options({"--worker-id", id, "--device", slot.slot.device});
+  spawn.set_env["TESSERA_INCARNATION"] = id + "=" + std::to_string(slot.incarnation);
   auto child = Child::spawn(spawn);
   if (child) {
     slot.child = std::move(*child);
@@ -74,26 +86,87 @@ void Supervisor::start(Slot& slot, Millis now) {
   reports_.exited.push_back({id, slot.incarnation, exit_codes::kBug, 0, child.error().message, true});
 }
 
+// False: there is none that can.
+bool Supervisor::put_standby(Slot& slot, Millis now) {
+  if (slot.retired || slot.failures > kStandbyTrust) return false;
+  while (!standbys_.empty()) {
+    Child child = std::move(standbys_.back());
+    standbys_.pop_back();
+    const uint64_t incarnation = new_incarnation();
+    const nlohmann::json order{{"worker_id", slot.slot.worker_id}, {"incarnation", incarnation}, {"device", slot.slot.device}};
+    if (!child.running() || !child.say(order.dump() + "\n")) continue;
+    child.close_input();
+    slot.child = std::move(child), slot.incarnation = incarnation, slot.started_at = now;
+    next_standby_ = now + kNextStandbyMs;
+    log_info("standby (pid {}) takes the place of trainer {}", slot.child.pid(), slot.slot.worker_id);
+    return true;
+  }
+  return false;
+}
+
+// Keeps operation.spares of them. One that cannot prepare is not worth a fast loop: the backoff is the trainers'.
+void Supervisor::tend_standbys(Millis now) {
+  for (auto& child : standbys_) {
+    ChildExit exit;
+    if (!child.poll_exit(&exit)) continue;
+    log_warning("a standby ended: {}", exit.cause);
+    next_standby_ = now + restart_delay_ms(++standby_failures_);
+  }
+  std::erase_if(standbys_, [](const Child& child) { return !child.running(); });
+  if (next_standby_ < 0) next_standby_ = now + kFirstStandbyMs;
+  const bool retired = std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.retired; });
+  if (retired) return standbys_.clear();
+  if (int64_t(standbys_.size()) >= operation_.spares || now < next_standby_) return;
+  // Only CPUs can be shared while a trainer computes; a GPU's standby has the libraries loaded and waits for its device.
+  const bool cpu = std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.slot.device == "cpu"; });
+  SpawnOptions spawn = spawn_options({"--standby"});
+  spawn.pipe_input = true;
+  auto child = Child::spawn(spawn);
+  next_standby_ = now + kNextStandbyMs;
+  if (!child) return log_error("standby: {}", child.error().message);
+  if (child->say(nlohmann::json{{"function", function_yaml_}, {"device", cpu ? "cpu" : ""}}.dump() + "\n")) standbys_.push_back(std::move(*child));
+}
+
+// A stopped process answers nobody, and its peers wait for it.
+void Supervisor::watch_stopped(Slot& slot, Millis now) {
+  if (!slot.child.running() || !slot.child.stopped()) {
+    slot.stopped_since = -1;
+    return;
+  }
+  if (slot.stopped_since < 0) slot.stopped_since = now;
+  if (now - slot.stopped_since < kStoppedMs || slot.stopped) return;
+  log_warning("trainer {} has been stopped by a signal for {} ms: killing it", slot.slot.worker_id, now - slot.stopped_since);
+  slot.stopped = true;
+  slot.child.send(SIGKILL);
+}
+
 void Supervisor::on_exit(Slot& slot, const ChildExit& exit, Millis now) {
   const WorkerId& id = slot.slot.worker_id;
   if (now - slot.started_at > kGoodLifeMs) slot.failures = 0;
   slot.next_start = now + restart_delay_ms(++slot.failures);
+  slot.stopped_since = -1;
+  const std::string cause = std::exchange(slot.stopped, false) ? "stopped by a signal and killed by its daemon" : exit.cause;
   if (std::exchange(slot.fencing, false)) {
     log_warning("trainer {} fenced: {}", id, exit.cause);
     reports_.fenced.push_back({id, slot.incarnation});
     return;
   }
   slot.retired = slot.retired || restart_policy(exit) == Restart::kNever;
-  log_warning("trainer {} ended: {}", id, exit.cause);
-  reports_.exited.push_back({id, slot.incarnation, exit.exit_code, exit.signal, exit.cause, !slot.retired});
+  log_warning("trainer {} ended: {}", id, cause);
+  reports_.exited.push_back({id, slot.incarnation, exit.exit_code, exit.signal, cause, !slot.retired});
 }
 
 Reports Supervisor::tick(Millis now) {
   for (auto& slot : slots_) {
     ChildExit exit;
-    if (slot.child.poll_exit(&exit)) on_exit(slot, exit, now);
+    watch_stopped(slot, now);
+    if (slot.child.poll_exit(&exit)) {
+      on_exit(slot, exit, now);
+      if (put_standby(slot, now)) continue;
+    }
     if (started_ && !slot.child.running() && !slot.retired && now >= slot.next_start) start(slot, now);
   }
+  if (started_) tend_standbys(now);
   return std::exchange(reports_, {});
 }
 
@@ -119,6 +192,7 @@ std::vector<int> Supervisor::descriptors() const {
   std::vector<int> out;
   for (const auto& slot : slots_)
     if (slot.child.descriptor() >= 0) out.push_back(slot.child.descriptor());
+  for (const auto& standby : standbys_) out.push_back(standby.descriptor());
   return out;
 }
 

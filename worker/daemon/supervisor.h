@@ -41,10 +41,10 @@ class Supervisor {
  public:
   explicit Supervisor(DaemonOptions options);
   std::vector<proto::DeviceSlot> slots() const;
-  // Begins to start trainers; the operation part decides threads.
-  void set_operation(const OperationConfig& operation) { operation_ = operation, started_ = true; }
+  // Begins to start trainers; the operation part decides threads and the number of standbys, which prepare for `function_yaml`.
+  void set_operation(const OperationConfig& operation, const std::string& function_yaml) { operation_ = operation, function_yaml_ = function_yaml, started_ = true; }
   bool started() const { return started_; }
-  // Starts what is due; reports what ended.
+  // Starts what is due; kills what a signal has stopped for a while; reports what ended. A standby takes a dead trainer's place at once.
   Reports tick(Millis now);
   // Kills that trainer; a later tick confirms its death and starts a new one. An incarnation that does not run here (any
   // more) is confirmed by the next tick and nothing is killed; 0 means whichever runs.
@@ -65,8 +65,14 @@ class Supervisor {
     Millis started_at = 0, next_start = 0;
     bool retired = false;
     bool fencing = false;
+    Millis stopped_since = -1;
+    bool stopped = false;  // killed because it was
   };
   void start(Slot& slot, Millis now);
+  bool put_standby(Slot& slot, Millis now);
+  void tend_standbys(Millis now);
+  void watch_stopped(Slot& slot, Millis now);
+  SpawnOptions spawn_options(std::vector<std::string> identity) const;
   void on_exit(Slot& slot, const ChildExit& exit, Millis now);
 
   DaemonOptions options_;
@@ -74,6 +80,10 @@ class Supervisor {
   std::vector<Slot> slots_;
   Reports reports_;
   bool started_ = false;
+  std::string function_yaml_;
+  std::vector<Child> standbys_;
+  Millis next_standby_ = -1;
+  int standby_failures_ = 0;
 };
 
 }  // namespace tessera::worker

@@ -25,6 +25,9 @@ constexpr int kDeadlineMs = 30000;
 // Writes a line (pid, incarnation, environment, arguments) to $FAKE/started, then does what $FAKE/mode says.
 const char* const kTrainer = R"sh(#!/bin/sh
 echo "$$ $TESSERA_INCARNATION MKL_CBWR=$MKL_CBWR OMP_NUM_THREADS=$OMP_NUM_THREADS ATEN=$ATEN_CPU_CAPABILITY DNNL=$DNNL_VERBOSE $*" >> "$FAKE/started"
+case "$*" in
+  *--standby*) read -r prepare && echo "$prepare" >> "$FAKE/prepared" && read -r order && echo "$order" >> "$FAKE/orders" && exec sleep 600; exit 0 ;;
+esac
 case "$(cat "$FAKE/mode")" in
   run) exec sleep 600 ;;
   polite) trap 'kill $!; exit 75' TERM; sleep 600 & echo up >> "$FAKE/ready"; wait ;;
@@ -83,11 +86,12 @@ struct DaemonTest : testing::Test {
     return std::nullopt;
   }
   void tell(const proto::Payload& payload) { ASSERT_TRUE(coordinator.send(peer, payload)); }
-  void welcome() {
+  void welcome(int64_t spares = 0) {
     ASSERT_TRUE(await<proto::DaemonHello>());
     OperationConfig operation;
     operation.compute_threads = 3;
-    tell(proto::DaemonWelcome{"run", "runs/run", "", print_operation(operation)});
+    operation.spares = spares;
+    tell(proto::DaemonWelcome{"run", "runs/run", "the function", print_operation(operation)});
   }
   std::vector<Started> started() {
     std::vector<Started> out;
@@ -224,6 +228,41 @@ TEST_F(DaemonTest, AStoppedTrainerCanBeFenced) {
   tell(proto::FenceTrainer{"node-a/0", first.incarnation, "hangs"});
   EXPECT_TRUE(await<proto::TrainerFenced>());
   EXPECT_FALSE(alive(first.pid));
+}
+
+TEST_F(DaemonTest, ATrainerThatASignalStoppedIsKilledAndReported) {
+  mode("run");
+  start();
+  welcome();
+  const Started first = await_started(1)[0];
+  ::kill(first.pid, SIGSTOP);
+  const auto exited = await<proto::TrainerExited>();
+  ASSERT_TRUE(exited);
+  EXPECT_THAT(exited->cause, testing::HasSubstr("stopped by a signal"));
+  EXPECT_TRUE(exited->will_restart);
+  EXPECT_FALSE(alive(first.pid));
+  EXPECT_NE(await_started(2)[1].incarnation, first.incarnation);
+}
+
+TEST_F(DaemonTest, AStandbyTakesADeadTrainersPlaceAndAnotherIsMade) {
+  mode("run");
+  start();
+  welcome(1);
+  const auto both = await_started(2);  // the trainer, then its standby
+  EXPECT_THAT(both[1].line, testing::HasSubstr("--standby"));
+  ASSERT_TRUE(until([&] { return read_file(folder / "prepared").has_value(); }));
+  EXPECT_THAT(*read_file(folder / "prepared"), testing::AllOf(testing::HasSubstr("\"function\":\"the function\""), testing::HasSubstr("\"device\":\"cpu\"")));
+  ::kill(both[0].pid, SIGKILL);
+  const auto exited = await<proto::TrainerExited>();
+  ASSERT_TRUE(exited);
+  EXPECT_EQ(exited->incarnation, both[0].incarnation);
+  ASSERT_TRUE(until([&] { return read_file(folder / "orders").has_value(); }));
+  EXPECT_THAT(*read_file(folder / "orders"), testing::AllOf(testing::HasSubstr("\"worker_id\":\"node-a/0\""), testing::Not(testing::HasSubstr(std::to_string(both[0].incarnation)))));
+  EXPECT_THAT(await_started(3)[2].line, testing::HasSubstr("--standby")) << "nothing but a new standby was started";
+  ::kill(both[1].pid, SIGKILL);  // it is the trainer now
+  const auto again = await<proto::TrainerExited>();
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->worker_id, "node-a/0");
 }
 
 TEST_F(DaemonTest, SigtermDrainsAndSaysGoodbye) {
