@@ -138,6 +138,7 @@ Status Coordinator::restore() {
     state_.last_state_digest = row.record.state;
     ++state_.committed;
   }
+  state_.pause_asked = meta.contains("paused") && meta["paused"] == "1";
   if (meta.contains("numerics_class")) state_.numerics_class = meta["numerics_class"];
   if (meta.contains("generations")) state_.generation_count = std::strtoll(meta["generations"].c_str(), nullptr, 10);
   if (meta.contains("manifest_digest")) {
@@ -305,7 +306,8 @@ int Coordinator::run(SignalWatch& signals) {
     }
     for (const auto command : commands) {
       if (command == HttpServer::Command::kStop) feed(StopCommand{"stop asked over HTTP"});
-      else feed(CheckpointCommand{});
+      else if (command == HttpServer::Command::kCheckpoint) feed(CheckpointCommand{});
+      else feed(PauseCommand{command == HttpServer::Command::kPause});
     }
     if (monotonic_ms() >= next_tick) {
       next_tick = monotonic_ms() + kTickMs;

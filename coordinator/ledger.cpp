@@ -8,6 +8,7 @@ namespace tessera::coordinator {
 namespace {
 
 constexpr double kCollapsedRank = 1.5;
+constexpr size_t kChains = 4096;
 
 void retire_checkpoints(Context& c) {
   const auto& keep = c.config.operation.checkpoint;
@@ -42,8 +43,11 @@ void watch_collapse(Context& c, const proto::StepDone& done) {
 void commit(Context& c, const proto::StepDone& done) {
   State& s = c.state;
   s.ledger[done.step] = {done.batch_digest, done.state_digest};
+  s.chain_before[done.step] = s.batch_chain;
+  if (s.chain_before.size() > kChains) s.chain_before.erase(s.chain_before.begin());
   s.batch_chain = chain(s.batch_chain, done.batch_digest);
   s.committed = done.step + 1;
+  s.gap_since = -1;
   s.last_state_digest = done.state_digest;
   if (done.effective_rank > 0) watch_collapse(c, done);
   const double rank = done.effective_rank > 0 ? done.effective_rank : s.last_step ? s.last_step->effective_rank : 0;
@@ -51,6 +55,7 @@ void commit(Context& c, const proto::StepDone& done) {
   s.last_step->effective_rank = rank;
   s.last_progress = c.now;
   c.effects.push_back(StoreStep{done, s.batch_chain});
+  publish_whole(c);
   s.skipped_in_row = done.skipped ? s.skipped_in_row + 1 : 0;
   s.skipped_total += done.skipped;
   if (done.skipped) c.alert("warning", "step " + std::to_string(done.step) + ": the gradient is not finite; skipped (" + std::to_string(s.skipped_in_row) + " in a row)");
@@ -60,6 +65,11 @@ void commit(Context& c, const proto::StepDone& done) {
 }
 
 }  // namespace
+
+void rewind(Context& c) {
+  c.state.gap_since = -1, c.state.rewind = true;
+  c.alert("warning", "step " + std::to_string(c.state.committed) + " was trained, and nobody is left who can report it: it is evaluated again from a checkpoint");
+}
 
 void on_step_done(Context& c, const MessageEvent& e, const proto::StepDone& done) {
   State& s = c.state;
@@ -74,9 +84,27 @@ void on_step_done(Context& c, const MessageEvent& e, const proto::StepDone& done
     }
     s.last_progress = c.now;
   } else {
-    return;  // beyond a gap: its sender keeps it and the missing ones, and sends them again
+    // Beyond a gap: its sender keeps it and the missing ones, and sends them again. Unless those who knew them are gone.
+    if (s.gap_since < 0) s.gap_since = c.now;
+    if (c.now - s.gap_since < c.config.gap_ms || s.world.phase != WorldPhase::kRunning) return;
+    rewind(c);
+    return stop_world(c, "the ledger lacks step " + std::to_string(s.committed));
   }
   if (!s.finished) c.send(e.peer, proto::StepDoneAck{s.committed - 1});
+}
+
+// Whole attempts, once the ledger holds every step below them: were the last ones to know a step gone, nobody could report
+// it any more, and a state that came from behind it would leave a gap for ever.
+void publish_whole(Context& c) {
+  State& s = c.state;
+  for (auto& [name, attempt] : s.attempts) {
+    if (int(attempt.files.size()) < attempt.world_size || attempt.publishing || s.committed < attempt.step) continue;
+    attempt.publishing = true;
+    const auto chain = s.chain_before.find(attempt.step);
+    PublishCheckpoint publish{name, attempt.step, {}, chain == s.chain_before.end() ? s.batch_chain : chain->second};
+    for (const auto& [rank, part] : attempt.files) publish.files.push_back(part);
+    c.effects.push_back(std::move(publish));
+  }
 }
 
 void on_checkpoint_file(Context& c, const proto::CheckpointFile& file) {
@@ -84,13 +112,29 @@ void on_checkpoint_file(Context& c, const proto::CheckpointFile& file) {
   if (file.world_size < 1 || file.rank < 0 || file.rank >= file.world_size) return;
   if (const auto it = s.checkpoints.find(file.step); it != s.checkpoints.end() && it->second.ok) return;  // published by an earlier world
   Attempt& attempt = s.attempts[file.attempt];
-  attempt.step = file.step, attempt.world_size = file.world_size;
+  attempt.step = file.step, attempt.world_size = file.world_size, attempt.generation = file.generation;
   attempt.files[file.rank] = file;
-  if (int(attempt.files.size()) < attempt.world_size || attempt.publishing) return;
-  attempt.publishing = true;
-  PublishCheckpoint publish{file.attempt, file.step, {}, s.batch_chain};
-  for (const auto& [rank, part] : attempt.files) publish.files.push_back(part);
-  c.effects.push_back(std::move(publish));
+  publish_whole(c);
+}
+
+// Every share of a snapshot is held by two ranks until it is published: rank r holds that of r + 1. What a dead rank did not
+// write, its holder writes.
+void repair_attempts(Context& c) {
+  for (auto& [name, attempt] : c.state.attempts) {
+    const auto members = c.state.past_members.find(attempt.generation);
+    if (attempt.publishing || members == c.state.past_members.end() || int(members->second.size()) != attempt.world_size || attempt.world_size < 2) continue;
+    const auto dead = [&](const proto::Member& member) {
+      const auto worker = c.state.workers.find(member.worker_id);
+      return worker == c.state.workers.end() || worker->second.incarnation != member.incarnation || worker->second.state == WorkerState::kGone;
+    };
+    for (Rank rank = 0; rank < attempt.world_size; ++rank) {
+      const proto::Member &owner = members->second[size_t(rank)], &holder = members->second[size_t((rank + attempt.world_size - 1) % attempt.world_size)];
+      if (attempt.files.contains(rank) || attempt.asked.contains(rank) || !dead(owner) || dead(holder)) continue;
+      attempt.asked.insert(rank);
+      c.log("info", "checkpoint " + std::to_string(attempt.step) + ": " + owner.worker_id + " is gone with its share, " + holder.worker_id + " writes its copy of it");
+      c.send(c.state.workers[holder.worker_id].peer, proto::WriteShare{attempt.generation, attempt.step, rank});
+    }
+  }
 }
 
 void on_checkpoint_failed(Context& c, const proto::CheckpointFailed& failed) {
@@ -107,6 +151,8 @@ void on_publish_done(Context& c, const PublishDone& done) {
   s.checkpoints[entry.step] = entry;
   std::erase_if(s.attempts, [&](const auto& a) { return a.second.step < entry.step; });
   c.log("info", "checkpoint " + std::to_string(entry.step) + " published");
+  for (const auto& [id, worker] : s.workers)
+    if (worker.welcomed && worker.state != WorkerState::kGone) c.send(worker.peer, proto::CheckpointPublished{entry.step, entry.path});
   retire_checkpoints(c);
 }
 

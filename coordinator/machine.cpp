@@ -7,16 +7,38 @@
 namespace tessera::coordinator {
 namespace {
 
+void on_ready(Context& c, Worker& worker) {
+  if (worker.ready || worker.state == WorkerState::kLost || worker.state == WorkerState::kFenced) return;
+  worker.ready = true;
+  if (!is_member(c.state.world, worker.id)) worker.state = WorkerState::kReady, worker.reason = "warmed up, waits for a world";
+}
+
+// The coordinator itself stood still (a suspended host, a full disk): what the others said meanwhile has not been read yet.
+void forgive_stall(Context& c) {
+  const Millis gap = c.state.last_tick > 0 ? c.now - c.state.last_tick : 0;
+  c.state.last_tick = c.now;
+  if (gap < c.config.stall_ms) return;
+  c.log("warning", "the coordinator stood still for " + std::to_string(gap) + " ms");
+  for (auto& [id, worker] : c.state.workers) worker.last_heard += gap;
+  for (auto& [name, daemon] : c.state.daemons) daemon.last_heard += gap;
+  for (auto& [name, loader] : c.state.loaders) loader.last_heard += gap;
+  c.state.world.since += gap;
+}
+
+// A heartbeat also says again what its sender said once: the message may have gone down with a connection.
 void on_status(Context& c, Worker& worker, const proto::TrainerStatus& status) {
   worker.step = status.step;
   worker.phase = status.phase;
+  worker.generation = status.generation;
   worker.phase_seconds = status.phase_seconds;
-  worker.step_seconds_p50 = status.step_seconds_p50;
+  worker.step_seconds_p50 = status.step_seconds_p50, worker.step_seconds_max = status.step_seconds_max;
   worker.memory_bytes = status.memory_bytes;
   if (worker.state == WorkerState::kSuspect) {
     worker.state = is_member(c.state.world, worker.id) ? WorkerState::kRunning : worker.ready ? WorkerState::kReady : WorkerState::kJoining;
     worker.reason = "heard again";
   }
+  if (status.phase == proto::Phase::kReady || status.phase == proto::Phase::kSealed || status.phase == proto::Phase::kFinished) on_ready(c, worker);
+  if (status.generation == c.state.world.generation && status.phase >= proto::Phase::kData) on_world_started(c, worker.id, {status.generation, status.step, {}});
 }
 
 void on_trainer_message(Context& c, const MessageEvent& e, Worker& worker) {
@@ -24,8 +46,7 @@ void on_trainer_message(Context& c, const MessageEvent& e, Worker& worker) {
   if (const auto* status = std::get_if<proto::TrainerStatus>(&e.payload)) {
     on_status(c, worker, *status);
   } else if (std::holds_alternative<proto::TrainerReady>(e.payload)) {
-    worker.ready = true;
-    if (!is_member(c.state.world, id)) worker.state = WorkerState::kReady, worker.reason = "warmed up, waits for a world";
+    on_ready(c, worker);
   } else if (const auto* started = std::get_if<proto::WorldStarted>(&e.payload)) {
     on_world_started(c, id, *started);
   } else if (const auto* fault = std::get_if<proto::WorldFault>(&e.payload)) {
@@ -131,12 +152,18 @@ Effects step(State& state, const MachineConfig& config, const Event& event, Mill
       for (const auto& member : state.world.members)
         if (member.rank == 0) c.send(state.workers[member.worker_id].peer, proto::WorldDirective{state.world.generation, -1, true, "operator asked for a checkpoint"});
     }
+  } else if (const auto* pause = std::get_if<PauseCommand>(&event)) {
+    if (state.pause_asked != pause->pause) c.log("info", pause->pause ? "pause asked" : "resume asked");
+    state.pause_asked = pause->pause;
+    c.effects.push_back(StoreMeta{"paused", pause->pause ? "1" : "0"});
   } else if (const auto* published = std::get_if<PublishDone>(&event)) {
     on_publish_done(c, *published);
   } else {
+    forgive_stall(c);
     check_silence(c);
   }
   if (!state.finished) drive_world(c);
+  if (!state.finished) repair_attempts(c);
   return effects;
 }
 

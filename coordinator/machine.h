@@ -48,11 +48,17 @@ struct MachineConfig {
   // Failure detection. Silence counts from the last message of any kind.
   Millis silence_ms = 2500;       // trainers, daemons, loaders send a heartbeat every 200 ms
   Millis starting_silence_ms = 60000;  // while a trainer loads and warms up
-  Millis phase_slack_ms = 5000;   // a phase may take twice the usual step and this
+  Millis phase_slack_ms = 1000;   // a phase may take twice the longest recent step and this
+  Millis exchange_slack_ms = 5000;  // so may an exchange in which every rank waits for the others
+  Millis join_ms = 250;           // a world runs this long before it stops to take others in
   Millis gather_ms = 10000;       // how long a world waits for more workers than min_workers
   Millis start_deadline_ms = 60000;
   Millis seal_deadline_ms = 5000;
   Millis last_checkpoint_ms = 2000;  // for the checkpoint at the end of a run, once all members have said that they wrote it
+  Millis isolation_ms = 15000;    // silence of every node at once is the coordinator's own network for this long: training goes on without it
+  Millis repeat_ms = 1000;        // what was not answered is said again: a connection that broke may have taken it along
+  Millis gap_ms = 5000;           // steps that nobody reports are missing in the ledger for this long: they are evaluated again
+  Millis stall_ms = 1000;         // a longer gap between two ticks is the coordinator's own, not anybody's silence
   Millis adopt_ms = 10000;        // after a restart: how long members of a running world may take to come back
 };
 
@@ -67,12 +73,16 @@ struct Worker {
   Rank rank = -1;
   Step step = -1;
   proto::Phase phase = proto::Phase::kStarting;
-  double phase_seconds = 0, step_seconds_p50 = 0;
+  Generation generation;   // that its last heartbeat named
+  double phase_seconds = 0, step_seconds_p50 = 0, step_seconds_max = 0;
   int64_t memory_bytes = 0;
   Millis last_heard = 0;
   bool welcomed = false, ready = false;
+  Millis welcomed_at = 0, fenced_at = 0;
+  Millis gone_at = 0;      // when it was last known to be dead
   bool draining = false;   // its node leaves: it joins no more world
   bool dismissed = false;  // it was told to go
+  int64_t pid = 0;         // on its host
 };
 
 struct Daemon {
@@ -80,6 +90,7 @@ struct Daemon {
   uint64_t incarnation = 0;
   std::vector<proto::DeviceSlot> slots;
   Millis last_heard = 0;
+  Millis known_since = 0;
 };
 
 struct Loader {
@@ -89,7 +100,7 @@ struct Loader {
   std::string reason;
   proto::LoaderStatus status;
   int64_t shard_count = 0;
-  Millis last_heard = 0;
+  Millis last_heard = 0, welcomed_at = 0;
 };
 
 struct Dataset {
@@ -115,7 +126,10 @@ struct World {
   std::map<WorkerId, proto::Sealed> sealed;
   std::set<WorkerId> lost;            // members that will not answer
   bool planned_stop = false;          // a directive is on its way
+  bool directed_checkpoint = false;   // and asks for a checkpoint
   std::string stop_reason;
+  std::optional<proto::WorldStart> start;  // as it was sent; unknown of an adopted world
+  Millis said_at = 0;                      // when what is awaited was last asked for
 };
 
 struct StepRecord {
@@ -137,6 +151,8 @@ struct Attempt {
   Step step = 0;
   int32_t world_size = 0;
   std::map<Rank, proto::CheckpointFile> files;
+  Generation generation;
+  std::set<Rank> asked;  // shares that the rank holding a copy was asked to write
   bool publishing = false;
 };
 
@@ -154,6 +170,7 @@ struct State {
   std::map<WorkerId, Worker> workers;
   std::map<std::string, Daemon> daemons;
   std::map<std::string, Loader> loaders;
+  Millis last_tick = 0;
   int64_t assignment_version = 0;
   Millis assigned_at = 0;  // when the loaders last heard it
   World world;
@@ -161,7 +178,10 @@ struct State {
   int64_t generation_count = 0;
   std::map<Step, StepRecord> ledger;
   Hash128 batch_chain;            // over all committed steps, in order
+  std::map<Step, Hash128> chain_before;  // what it was before each of the newest steps: of the checkpoint at that step
   Step root = 0;                  // the lineage begins with state[root]: 0, or an imported checkpoint's step
+  Millis gap_since = -1;          // reports come from beyond a gap in the ledger since then
+  bool rewind = false;            // the next world begins with a checkpoint, whatever the survivors hold
   Step committed = 0;             // steps root .. committed-1 are in the ledger
   StateDigest last_state_digest;
   std::optional<proto::StepDone> last_step;
@@ -170,9 +190,12 @@ struct State {
   bool collapsed = false;         // an alert about it is out
   std::map<Step, CheckpointEntry> checkpoints;
   std::map<std::string, Attempt> attempts;
+  std::map<Generation, std::vector<proto::Member>> past_members;  // of the newest generations, for checkpoints that outlive theirs
+  std::map<WorkerId, int> wrong_results;      // by worker: digests that were found to differ from the others'
   std::map<std::string, int> faults_at_step;  // "step:cause" -> count
   bool stop_asked = false;
   std::string stop_reason;
+  bool pause_asked = false;
   std::optional<Step> stop_boundary;  // reached by all, waits for its checkpoint
   Millis gather_since = -1;
   std::vector<Alert> alerts;
@@ -192,11 +215,14 @@ struct StopCommand {
   std::string reason;
 };
 struct CheckpointCommand {};
+struct PauseCommand {
+  bool pause = true;  // false: go on
+};
 struct PublishDone {
   std::string attempt;
   CheckpointEntry entry;  // ok false: the reason
 };
-using Event = std::variant<MessageEvent, TickEvent, StopCommand, CheckpointCommand, PublishDone>;
+using Event = std::variant<MessageEvent, TickEvent, StopCommand, CheckpointCommand, PauseCommand, PublishDone>;
 
 // ---- effects, in the order in which they must be carried out ----
 

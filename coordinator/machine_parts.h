@@ -44,10 +44,15 @@ void drive_world(Context& c);
 
 // ledger.cpp
 void on_step_done(Context& c, const MessageEvent& e, const proto::StepDone& done);
+// The ledger lacks a step and those who knew it are gone: the next world begins with a checkpoint.
+void rewind(Context& c);
 void on_checkpoint_file(Context& c, const proto::CheckpointFile& file);
+void publish_whole(Context& c);
 void on_checkpoint_failed(Context& c, const proto::CheckpointFailed& failed);
 void on_publish_done(Context& c, const PublishDone& done);
 void finish(Context& c, RunState state, int exit_code, const std::string& reason);
+// Shares of a dead rank are asked of the one that holds a copy.
+void repair_attempts(Context& c);
 // Ends the run when the boundary it was to stop at is reached and its checkpoint is published.
 void finish_if_done(Context& c);
 

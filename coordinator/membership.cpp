@@ -22,6 +22,7 @@ std::string seconds(Millis ms) {
 void welcome(Context& c, Worker& worker) {
   if (!c.state.dataset || worker.welcomed) return;
   worker.welcomed = true;
+  worker.welcomed_at = c.now;
   proto::TrainerWelcome w;
   w.run_id = c.config.run_id;
   w.run_dir = c.config.run_dir;
@@ -50,6 +51,7 @@ void worker_dead(Context& c, const WorkerId& id, uint64_t incarnation, const std
   Worker& worker = it->second;
   if (is_member(c.state.world, id)) lose_member(c, worker, WorkerState::kGone, reason);
   worker.state = WorkerState::kGone;
+  worker.gone_at = c.now;
   worker.reason = reason;
   worker.ready = false;
   worker.rank = -1;
@@ -75,7 +77,8 @@ Worker* worker_of_peer(Context& c, const std::string& peer) {
 void on_daemon_hello(Context& c, const MessageEvent& e, const proto::DaemonHello& hello) {
   if (!version_fits(c, e.peer, "node daemon " + e.sender, hello.build)) return;
   const bool known = c.state.daemons.contains(e.sender) && c.state.daemons[e.sender].incarnation == e.incarnation;
-  c.state.daemons[e.sender] = {e.peer, hello.host, e.incarnation, hello.slots, c.now};
+  const Millis since = known ? c.state.daemons[e.sender].known_since : c.now;
+  c.state.daemons[e.sender] = {e.peer, hello.host, e.incarnation, hello.slots, c.now, since};
   if (!known) c.log("info", "node daemon " + e.sender + " on " + hello.host + " offers " + std::to_string(hello.slots.size()) + " workers");
   for (auto& [id, worker] : c.state.workers) {
     worker.daemon = daemon_of(c.state, id);
@@ -100,7 +103,8 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   if (!same && worker.incarnation != 0) worker_dead(c, hello.worker_id, worker.incarnation, "a new process took its place");
   if (same && worker.peer == e.peer) {  // its hello crossed our welcome, or it waits for the dataset
     worker.last_heard = c.now;
-    return;
+    if (worker.welcomed && c.now - worker.welcomed_at >= c.config.repeat_ms) worker.welcomed = false;  // it has not heard the first
+    return welcome(c, worker);
   }
   const bool adopted = c.state.world.phase == WorldPhase::kRunning && hello.generation == c.state.world.generation &&
                        std::any_of(c.state.world.members.begin(), c.state.world.members.end(),
@@ -109,6 +113,7 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   worker.id = hello.worker_id;
   worker.peer = e.peer;
   worker.incarnation = e.incarnation;
+  worker.pid = hello.pid;
   worker.host = hello.host, worker.device = hello.device, worker.numerics_class = hello.numerics_class, worker.mesh_address = hello.mesh_address;
   worker.daemon = daemon_of(c.state, hello.worker_id);
   worker.last_heard = c.now;
@@ -189,10 +194,11 @@ void on_goodbye(Context& c, const MessageEvent& e, const proto::Goodbye& goodbye
 void on_loader_hello(Context& c, const MessageEvent& e, const proto::LoaderHello& hello) {
   if (!version_fits(c, e.peer, "loader " + e.sender, hello.build)) return;
   Loader& loader = c.state.loaders[e.sender];
-  if (loader.incarnation == e.incarnation && loader.peer == e.peer) return;
+  if (loader.incarnation == e.incarnation && loader.peer == e.peer && (loader.serving || c.now - loader.welcomed_at < c.config.repeat_ms)) return;
   loader = Loader{};
   loader.peer = e.peer, loader.address = hello.data_address, loader.host = hello.host, loader.incarnation = e.incarnation, loader.last_heard = c.now;
   loader.reason = "opens the dataset";
+  loader.welcomed_at = c.now;
   c.log("info", "loader " + e.sender + " joined from " + hello.host);
   proto::LoaderWelcome w;
   w.run_id = c.config.run_id;
@@ -280,9 +286,57 @@ void repeat_assignment(Context& c) {
     if (loader.serving) c.send(loader.peer, assignment);
 }
 
+namespace {
+
+// Every rank waits in an exchange and none comes out: a collective that is stuck, and nobody in particular to blame.
+void check_exchange(Context& c) {
+  const World& w = c.state.world;
+  if (w.phase != WorldPhase::kRunning || w.members.size() < 2) return;
+  double longest = 0, shortest_wait = 1e9;
+  for (const auto& member : w.members) {
+    const Worker& worker = c.state.workers[member.worker_id];
+    if (worker.phase != proto::Phase::kReduce && worker.phase != proto::Phase::kVote) return;
+    longest = std::max(longest, worker.step_seconds_max);
+    shortest_wait = std::min(shortest_wait, worker.phase_seconds);
+  }
+  if (Millis(shortest_wait * 1000) > Millis(2000 * longest) + c.config.exchange_slack_ms) stop_world(c, "every rank waits in an exchange for " + seconds(Millis(shortest_wait * 1000)));
+}
+
+// Nobody of the world is heard, no node daemon either, but not for long: rather this host is cut off than everybody dead, and
+// the world trains on.
+bool isolated(Context& c) {
+  const World& w = c.state.world;
+  if (w.phase != WorldPhase::kRunning || w.members.empty()) return false;
+  Millis heard = -1;
+  for (const auto& [id, worker] : c.state.workers) heard = std::max(heard, worker.last_heard);
+  for (const auto& [name, daemon] : c.state.daemons) heard = std::max(heard, daemon.last_heard);
+  const Millis silent = c.now - heard;
+  if (silent <= c.config.silence_ms) return false;
+  if (silent > c.config.isolation_ms) return false;
+  c.set_run_state(RunState::kRecovering, "no node is heard for " + std::to_string(silent / 1000) + " s: this host may be cut off; its workers train on");
+  return true;
+}
+
+// A trainer that hangs before it has said a word: whichever process runs in the slot is killed, and its daemon starts another.
+void check_starts(Context& c) {
+  for (auto& [name, daemon] : c.state.daemons)
+    for (const auto& slot : daemon.slots) {
+      const auto it = c.state.workers.find(slot.worker_id);
+      if (it != c.state.workers.end() && it->second.state != WorkerState::kGone) continue;
+      Millis& since = it == c.state.workers.end() ? daemon.known_since : it->second.gone_at;
+      if (c.now - std::max(since, daemon.known_since) < c.config.starting_silence_ms) continue;
+      since = daemon.known_since = c.now;
+      c.send(daemon.peer, proto::FenceTrainer{slot.worker_id, 0, "no word from it for " + seconds(c.config.starting_silence_ms) + " after its start"});
+    }
+}
+
+}  // namespace
+
 void check_silence(Context& c) {
   repeat_assignment(c);
+  if (isolated(c)) return;
   for (auto& [id, worker] : c.state.workers) {
+    if (worker.state == WorkerState::kLost && c.now - worker.fenced_at >= c.config.repeat_ms) worker.fenced_at = c.now, fence(c, id, worker.incarnation, worker.reason);
     if (worker.state == WorkerState::kGone || worker.state == WorkerState::kLost || worker.state == WorkerState::kFenced) continue;
     const bool member = is_member(c.state.world, id);
     const Millis silent = c.now - worker.last_heard, allowed = worker.ready || member ? c.config.silence_ms : c.config.starting_silence_ms;
@@ -296,14 +350,16 @@ void check_silence(Context& c) {
     }
     if (silent > allowed / 2) worker.state = WorkerState::kSuspect, worker.reason = "silent for " + seconds(silent);
     const bool timed = worker.phase == proto::Phase::kEvaluate || worker.phase == proto::Phase::kApply;
-    const Millis usual = Millis(worker.step_seconds_p50 * 1000.0), late = Millis(worker.phase_seconds * 1000.0);
+    const Millis usual = Millis(std::max(worker.step_seconds_p50, worker.step_seconds_max) * 1000.0), late = Millis(worker.phase_seconds * 1000.0);
     if (member && c.state.world.phase == WorldPhase::kRunning && timed && usual > 0 && late > 2 * usual + c.config.phase_slack_ms) {
-      const std::string reason = "hangs in a phase for " + seconds(late) + ", its usual step takes " + seconds(usual);
+      const std::string reason = "hangs in a phase for " + seconds(late) + ", its longest recent step took " + seconds(usual);
       lose_member(c, worker, WorkerState::kLost, reason);
       worker.state = WorkerState::kLost, worker.reason = reason, worker.ready = false, worker.rank = -1;
       fence(c, id, worker.incarnation, reason);
     }
   }
+  check_starts(c);
+  check_exchange(c);
   std::vector<std::string> gone;
   for (auto& [name, loader] : c.state.loaders)
     if (c.now - loader.last_heard > (loader.serving ? c.config.silence_ms : c.config.starting_silence_ms * 10)) gone.push_back(name);

@@ -28,6 +28,7 @@ json workers_json(const StatusInput& in) {
                     {"step_seconds_p50", w.step_seconds_p50},
                     {"device", w.device},
                     {"host", w.host},
+                    {"pid", w.pid},
                     {"memory_bytes", w.memory_bytes}});
   return list;
 }

@@ -6,6 +6,8 @@
 namespace tessera::coordinator {
 namespace {
 
+constexpr int kWrongResults = 3;
+
 struct Decision {
   Step start_step = 0;
   proto::StateSource source = proto::StateSource::kInitial;
@@ -29,7 +31,7 @@ Decision decide(const State& state, const std::map<WorkerId, proto::Sealed>& sur
   Step applied = -1;
   for (const auto& [id, sealed] : survivors) applied = std::max(applied, sealed.applied);
   const CheckpointEntry* checkpoint = newest_good(state);
-  if (applied >= 0 && (applied >= state.committed - 1 || !checkpoint || applied >= checkpoint->step)) {
+  if (applied >= 0 && !state.rewind && (applied >= state.committed - 1 || !checkpoint || applied >= checkpoint->step)) {
     const bool behind = applied < state.committed;  // the ledger has step `applied`: somebody who is gone applied it
     const auto holds = [&](const proto::Sealed& s, Step step) { return s.applied == step || (s.applied + 1 == step && s.prepared); };
     d.start_step = applied;
@@ -68,6 +70,7 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
     if (here && sealed != s.world.sealed.end() && !s.world.lost.contains(old.worker_id)) survivors[old.worker_id] = sealed->second;
   }
   const Decision d = decide(s, survivors);
+  s.rewind = false;
   if (d.source == proto::StateSource::kInitial && s.root > 0)
     return finish(c, RunState::kFailed, exit_codes::kDataCorrupt, "this run began with an imported checkpoint of step " + std::to_string(s.root) + ", and no good checkpoint is left");
   World next;
@@ -89,19 +92,23 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
   }
   if (const auto it = s.checkpoints.find(d.start_step); d.source == proto::StateSource::kCheckpoint && it != s.checkpoints.end()) start.expected_digest = it->second.state_digest;
   start.members = next.members;
+  next.start = start, next.said_at = c.now;
+  s.past_members[next.generation] = next.members;
+  while (s.past_members.size() > 16) s.past_members.erase(s.past_members.begin());
   for (const auto& member : next.members) {
     Worker& worker = s.workers[member.worker_id];
     worker.rank = member.rank;
     worker.state = WorkerState::kRunning;
     worker.reason = member.rank < c.config.function.batch.tiles ? "rank " + std::to_string(member.rank) : "spare, rank " + std::to_string(member.rank);
-    c.send(worker.peer, start);
   }
   ++s.generation_count;
   c.log("info", "generation " + to_string(next.generation) + ": " + std::to_string(members.size()) + " workers from step " + std::to_string(d.start_step) + ": " + d.reason);
   s.world = std::move(next);
-  s.gather_since = -1;
+  s.gather_since = s.gap_since = -1;
+  // Durable before anybody acts on it: a coordinator that dies here finds its world again.
   c.effects.push_back(StoreMeta{"world", print_world(s.world)});
   c.effects.push_back(StoreMeta{"generations", std::to_string(s.generation_count)});
+  for (const auto& member : s.world.members) c.send(s.workers[member.worker_id].peer, start);
   c.set_run_state(s.run_state == RunState::kRecovering ? RunState::kRecovering : RunState::kStarting, "generation " + to_string(s.world.generation) + " connects " + std::to_string(members.size()) + " workers");
 }
 
@@ -118,6 +125,12 @@ void gather(Context& c) {
   std::vector<WorkerId> members;
   for (const auto& [id, worker] : s.workers)
     if (can_join(worker)) members.push_back(id);
+  if (s.pause_asked && s.stop_asked) {
+    if (const auto here = s.checkpoints.find(s.committed); here != s.checkpoints.end() && here->second.ok)
+      return finish(c, RunState::kCancelled, exit_codes::kDrained, s.stop_reason + "; it was paused after step " + std::to_string(s.committed) + " with a checkpoint");
+  } else if (s.pause_asked) {
+    return c.set_run_state(RunState::kPaused, "paused after step " + std::to_string(s.committed) + " by an operator; " + std::to_string(members.size()) + " workers wait: tessera resume");
+  }
   const int have = int(members.size()), expected = std::max(expected_workers(s), have);
   const auto waiting_state = s.generation_count == 0 ? RunState::kStarting : RunState::kRecovering;
   if (s.stop_asked) {
@@ -178,25 +191,25 @@ void drive_boundary(Context& c) {
   }
 }
 
-// A member died before its share of the last checkpoint was on disk; or all have sealed, which they do behind their share,
-// and yet a share is unknown here (its message went down with an earlier coordinator). The members form a world at the
-// boundary again and write it.
+// All have sealed, which they do behind their share of the last checkpoint, and yet a share is unknown here: its message
+// went down with an earlier coordinator, or two ranks died with the share that both held. The members form a world at
+// the boundary again and write it.
 bool last_checkpoint_lost(Context& c) {
   State& s = c.state;
   if (const auto it = s.checkpoints.find(*s.stop_boundary); it != s.checkpoints.end() && it->second.ok) return false;
   for (const auto& [name, attempt] : s.attempts)
     if (attempt.publishing) return false;
-  for (const auto& member : s.world.members) {
-    const Worker& worker = s.workers[member.worker_id];
-    if (worker.incarnation != member.incarnation || worker.state == WorkerState::kGone || worker.state == WorkerState::kLost) return true;
-  }
-  return c.now - s.world.since > c.config.last_checkpoint_ms;
+  if (s.committed >= *s.stop_boundary) return c.now - s.world.since > c.config.last_checkpoint_ms;
+  if (c.now - s.world.since < c.config.gap_ms) return false;
+  rewind(c);
+  return true;
 }
 
 void direct(Context& c, bool checkpoint, const std::string& reason) {
   World& w = c.state.world;
-  w.planned_stop = true;
+  w.planned_stop = true, w.directed_checkpoint = checkpoint;
   w.stop_reason = reason;
+  w.said_at = c.now;
   for (const auto& member : w.members)
     if (member.rank == 0) c.send(c.state.workers[member.worker_id].peer, proto::WorldDirective{w.generation, 0, checkpoint, reason});
 }
@@ -211,6 +224,10 @@ void drive_running(Context& c) {
     direct(c, true, s.stop_reason);
     return c.set_run_state(RunState::kDraining, s.stop_reason + "; stopping at the next step with a checkpoint");
   }
+  if (s.pause_asked) {
+    direct(c, true, "paused by an operator");
+    return c.set_run_state(RunState::kDraining, "pausing at the next step with a checkpoint");
+  }
   // Members whose node drains leave at a boundary; the last ones leave a checkpoint behind.
   int leaving = 0, staying = 0;
   for (const auto& member : w.members) (s.workers[member.worker_id].draining ? leaving : staying) += 1;
@@ -218,7 +235,24 @@ void drive_running(Context& c) {
   // A warmed-up worker that is not a member joins at a boundary.
   int joiners = 0;
   for (const auto& [id, worker] : s.workers) joiners += can_join(worker) && !is_member(w, id);
-  if (joiners > 0 && c.now - w.since > 1000) direct(c, false, std::to_string(joiners) + " workers join");
+  if (joiners > 0 && c.now - w.since > c.config.join_ms) direct(c, false, std::to_string(joiners) + " workers join");
+}
+
+// Who has not answered is told again: the message or the answer may have gone down with a connection. All of these may
+// arrive twice.
+void repeat_unanswered(Context& c) {
+  World& w = c.state.world;
+  if (w.phase == WorldPhase::kNone || c.now - w.said_at < c.config.repeat_ms) return;
+  w.said_at = c.now;
+  for (const auto& member : w.members) {
+    const Worker& worker = c.state.workers[member.worker_id];
+    if (w.lost.contains(member.worker_id) || w.sealed.contains(member.worker_id) || worker.peer.empty()) continue;
+    const bool stopped = worker.generation == w.generation && (worker.phase == proto::Phase::kFinished || worker.phase == proto::Phase::kSealed);
+    if (w.phase == WorldPhase::kSealing) c.send(worker.peer, proto::WorldStop{w.generation, w.stop_reason});
+    else if (w.phase == WorldPhase::kStarting && w.start && worker.generation != w.generation) c.send(worker.peer, *w.start);
+    else if (w.phase == WorldPhase::kRunning && stopped) c.send(worker.peer, proto::WorldStop{w.generation, "say again where you stopped"});
+    else if (w.planned_stop && member.rank == 0) c.send(worker.peer, proto::WorldDirective{w.generation, 0, w.directed_checkpoint, w.stop_reason});
+  }
 }
 
 }  // namespace
@@ -231,8 +265,8 @@ bool is_member(const World& world, const WorkerId& id) {
 void stop_world(Context& c, const std::string& reason) {
   World& w = c.state.world;
   if (w.phase != WorldPhase::kStarting && w.phase != WorldPhase::kRunning) return;
-  w.phase = WorldPhase::kSealing;
-  w.since = c.now;
+  w.phase = WorldPhase::kSealing, w.stop_reason = reason;
+  w.since = w.said_at = c.now;
   for (const auto& member : w.members)
     if (!w.lost.contains(member.worker_id) && !w.sealed.contains(member.worker_id)) c.send(c.state.workers[member.worker_id].peer, proto::WorldStop{w.generation, reason});
   c.set_run_state(RunState::kRecovering, "generation " + to_string(w.generation) + " stopped: " + reason);
@@ -278,6 +312,11 @@ void on_world_fault(Context& c, const WorkerId& id, const proto::WorldFault& fau
     for (const auto& member : w.members)
       if (fault.suspect < 0 || member.rank == fault.suspect) {
         Worker& worker = s.workers[member.worker_id];
+        // One that differs again and again is not a cosmic ray: its device computes wrong.
+        if (fault.suspect >= 0 && ++s.wrong_results[worker.id] >= kWrongResults) {
+          worker.state = WorkerState::kFenced;
+          refuse(c, worker.peer, "worker " + worker.id + " gave other results than its peers " + std::to_string(kWrongResults) + " times, the last: " + fault.reason + "; its device or memory is faulty", exit_codes::kDeviceFaulty);
+        }
         lose_member(c, worker, WorkerState::kFenced, fault.reason);
       }
   }
@@ -309,6 +348,7 @@ void drive_world(Context& c) {
   State& s = c.state;
   World& w = s.world;
   dismiss_draining(c);
+  repeat_unanswered(c);
   if (w.phase == WorldPhase::kSealing) drive_sealing(c);
   if (w.phase == WorldPhase::kStarting || w.phase == WorldPhase::kRunning) {
     drive_boundary(c);

@@ -11,6 +11,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <map>
 #include <mutex>
 #include <openssl/crypto.h>
 #include <thread>
@@ -123,11 +124,13 @@ struct HttpServer::Impl {
   }
 
   Response post(const Request& request, std::string_view path) {
-    if (path != "/api/v1/stop" && path != "/api/v1/checkpoint") return problem(request, http::status::not_found, "there is nothing to post to at " + std::string(path.substr(0, 200)));
+    static const std::map<std::string_view, Command> commands{{"/api/v1/stop", Command::kStop}, {"/api/v1/checkpoint", Command::kCheckpoint}, {"/api/v1/pause", Command::kPause}, {"/api/v1/resume", Command::kResume}};
+    const auto command = commands.find(path);
+    if (command == commands.end()) return problem(request, http::status::not_found, "there is nothing to post to at " + std::string(path.substr(0, 200)));
     const std::string given(request[http::field::authorization]);
     if (!same_token(given, "Bearer " + options.token))
       return problem(request, http::status::unauthorized, "commands need `Authorization: Bearer TOKEN`; the token is in the run's address.json");
-    on_command(path == "/api/v1/stop" ? Command::kStop : Command::kCheckpoint);
+    on_command(command->second);
     return reply(request, http::status::accepted, "application/json", "{\"schema\":1,\"accepted\":true}");
   }
 

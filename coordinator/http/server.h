@@ -5,7 +5,7 @@
 // GET  /api/v1/status        INTERFACES.md       GET /api/v1/events?after=N
 // GET  /api/v1/checkpoints                       GET /api/v1/metrics?after=STEP   points of the loss curve
 // GET  /livez /readyz /healthz /version /metrics
-// POST /api/v1/stop, /api/v1/checkpoint          with Authorization: Bearer <token of address.json>
+// POST /api/v1/stop, /checkpoint, /pause, /resume (below /api/v1)   with Authorization: Bearer <token of address.json>
 // Errors: application/problem+json (RFC 9457). Limits: 8 KiB header, 64 KiB body, 10 s a request, 128 connections.
 #pragma once
 
@@ -27,7 +27,7 @@ struct HttpOptions {
 
 class HttpServer {
  public:
-  enum class Command { kStop, kCheckpoint };
+  enum class Command { kStop, kCheckpoint, kPause, kResume };
   // Error: kIo "port 8080 of 127.0.0.1 is in use; set operation.http.port ..."; kFixConfig for an address that is not ours.
   static Result<std::unique_ptr<HttpServer>> start(HttpOptions options, std::function<void(Command)> on_command);
   ~HttpServer();

@@ -5,17 +5,32 @@
 #include "common/result.h"
 #include "tests/sim/cluster.h"
 
+namespace {
+
+void print_shrunk(tessera::sim::Options options) {
+  options.faults = tessera::sim::shrink(options);
+  options.trace = true;
+  const tessera::sim::Outcome out = tessera::sim::simulate(options);
+  std::cout << "these faults are enough:\n";
+  for (const auto& fault : *options.faults) std::cout << "  " << tessera::sim::describe(fault) << "\n";
+  for (const auto& line : out.trace) std::cout << line << "\n";
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace tessera;
   CLI::App app{"Simulates a Tessera cluster with drawn faults under virtual time"};
   sim::Options options;
   std::string seeds;
+  bool shrinks = false;
   app.add_option("--seed", options.seed, "one simulation");
   app.add_option("--seeds", seeds, "FIRST:LAST, a sweep; stops at the first failure");
   app.add_option("--steps", options.steps, "steps of the run");
   app.add_option("--workers", options.workers, "workers");
   app.add_option("--faults", options.faults_per_second, "faults a second until the cluster heals");
   app.add_flag("--trace", options.trace, "print what happens");
+  app.add_flag("--shrink", shrinks, "of a failure: find the few faults that it needs and print their trace");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -34,7 +49,8 @@ int main(int argc, char** argv) {
     for (const auto& line : out.trace) std::cout << line << "\n";
     faults += out.faults, generations += out.generations;
     if (!out.ok) {
-      std::cout << "seed " << seed << ": " << out.violation << "\nreplay: tessera-sim --seed " << seed << " --trace\n";
+      std::cout << "seed " << seed << ": " << out.violation << "\nreplay: tessera-sim --seed " << seed << " --workers " << options.workers << " --steps " << options.steps << " --faults " << options.faults_per_second << " --trace, or --shrink\n";
+      if (shrinks) print_shrunk(options);
       return 1;
     }
   }

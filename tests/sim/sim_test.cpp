@@ -30,6 +30,24 @@ TEST(Simulation, ReplaysBitForBit) {
   EXPECT_EQ(simulate(options).trace, simulate(options).trace);
 }
 
+// What is left of a failure's faults still fails, and none of them can go.
+TEST(Simulation, AFailureShrinksToTheFaultsThatItNeeds) {
+  Options options;
+  options.bug = Bug::kStaleGradient;
+  options.faults_per_second = 1.2;
+  while (simulate(options).ok && options.seed < 400) ++options.seed;
+  const size_t before = draw_faults(options).size();
+  const std::vector<Fault> few = shrink(options);
+  EXPECT_LT(few.size(), before);
+  options.faults = few;
+  EXPECT_FALSE(simulate(options).ok);
+  for (size_t i = 0; i < few.size(); ++i) {
+    options.faults = few;
+    options.faults->erase(options.faults->begin() + int64_t(i));
+    EXPECT_TRUE(simulate(options).ok) << describe(few[i]) << " was not needed";
+  }
+}
+
 // The simulator must see what it is there for.
 class PlantedBug : public testing::TestWithParam<Bug> {};
 
@@ -45,7 +63,7 @@ TEST_P(PlantedBug, IsFound) {
   }
   FAIL() << "400 seeds did not find the planted bug";
 }
-INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Values(Bug::kApplyBeforeAllVotes, Bug::kReuseTerm, Bug::kStaleGradient));
+INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Values(Bug::kApplyBeforeAllVotes, Bug::kForgetGeneration, Bug::kReuseTerm, Bug::kStaleGradient, Bug::kAnswerBeforeStore, Bug::kReportBeforeWrite));
 
 }  // namespace
 }  // namespace tessera::sim
