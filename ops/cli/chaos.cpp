@@ -34,7 +34,14 @@ const char* program_of(const std::string& target) {
   return "tessera-trainer";
 }
 
-// Pids of a program that has the run's folder in its command line, ascending; zombies left out.
+// Standbys are no trainers yet: nothing of the run depends on them.
+bool is_standby(const fs::path& process) {
+  std::ifstream file(process / "comm");
+  std::string name;
+  return std::getline(file, name) && name == "tessera-standby";
+}
+
+// Pids of a program that has the run's folder in its command line, ascending; zombies and standbys left out.
 std::vector<int64_t> pids_of(const std::string& program, const std::string& run_dir) {
   std::vector<int64_t> out;
   std::error_code error;
@@ -44,7 +51,7 @@ std::vector<int64_t> pids_of(const std::string& program, const std::string& run_
     std::ifstream file(entry.path() / "cmdline", std::ios::binary);
     const std::string words((std::istreambuf_iterator<char>(file)), {});
     const std::string first = words.substr(0, words.find('\0'));
-    if (fs::path(first).filename() == program && words.find(run_dir) != std::string::npos) out.push_back(std::stoll(name));
+    if (fs::path(first).filename() == program && words.find(run_dir) != std::string::npos && !is_standby(entry.path())) out.push_back(std::stoll(name));
   }
   std::sort(out.begin(), out.end());
   return out;

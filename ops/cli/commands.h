@@ -21,6 +21,10 @@ int logs_command(const std::string& run, const std::string& role, int64_t count,
 // token: for a run known by its URL only. Waits until the coordinator has ended, at most wait_seconds.
 int stop_command(const std::string& run, const std::string& token, int64_t wait_seconds, Format format);
 
+// Holds a run at its next step, with a checkpoint, its processes alive; or lets it go on. Waits until it does.
+enum class Pause { kPause, kResume };
+int pause_command(const std::string& run, const std::string& token, Pause pause, Format format);
+
 int checkpoint_list_command(const std::string& run, Format format);
 int checkpoint_verify_command(const std::string& run, Format format);
 enum class DigestKind {

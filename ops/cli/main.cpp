@@ -145,6 +145,11 @@ class Commands {
     run_options(logs, true);
     logs->add_option("--role", a_.role, "coordinator, trainer, loader or worker only");
     logs->add_option("--lines,-n", a_.lines, "The last so many lines")->check(CLI::PositiveNumber);
+    for (const auto& [word, meaning, pause] : {std::tuple{"pause", "Hold a run after its step and a checkpoint; its processes wait", Pause::kPause}, std::tuple{"resume", "Let a paused run go on", Pause::kResume}}) {
+      CLI::App* hold = command(app, word, meaning, [this, pause = pause] { return pause_command(a_.run, a_.token, pause, a_.format()); });
+      run_options(hold, false);
+      hold->add_option("--token", a_.token, "Token of the run's address.json, for a run known by its URL only");
+    }
     CLI::App* stop = command(app, "stop", "End a run after its step and a checkpoint", [this] { return stop_command(a_.run, a_.token, a_.wait_seconds, a_.format()); });
     run_options(stop, false);
     stop->add_option("--token", a_.token, "Token of the run's address.json, for a run known by its URL only");

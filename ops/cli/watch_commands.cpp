@@ -16,6 +16,9 @@
 namespace tessera::cli {
 namespace {
 
+constexpr double kPauseDeadlineS = 120;
+
+
 using std::chrono::seconds;
 
 // Sleeps; true when a signal arrived.
@@ -172,6 +175,30 @@ int stop_command(const std::string& run, const std::string& token, int64_t wait_
   const Json checkpoint = last.contains("checkpoint") ? last["checkpoint"]["last_step"] : Json(nullptr);
   if (format == Format::kJson) print_json({{"stopped", ended}, {"step", int64_t(number_at(last, "/progress/step"))}, {"checkpoint", checkpoint}});
   else if (ended) std::printf("stopped at step %s\n", human_count(int64_t(number_at(last, "/progress/step"))).c_str());
+  return exit_codes::kDone;
+}
+
+int pause_command(const std::string& run, const std::string& token, Pause pause, Format format) {
+  SignalWatch signals;
+  const auto reference = find_run(run);
+  if (!reference) return report(reference.error(), format);
+  if (reference->url.empty()) return report(Error{ErrorCode::kUnavailable, reference->run_dir + " has no coordinator that could be told; start the run with tessera up"}, format);
+  const std::string& key = token.empty() ? reference->token : token;
+  const std::string word = pause == Pause::kPause ? "pause" : "resume";
+  if (key.empty())
+    return report(Error{ErrorCode::kRefused, "to " + word + " " + reference->url + " the token of its address.json is needed: name the run's folder, or give --token", exit_codes::kRefused}, format);
+  if (const auto asked = post(reference->url + "/api/v1/" + word, key); !asked) return report(asked.error(), format);
+  Json status;
+  for (const double deadline = monotonic_seconds() + kPauseDeadlineS; monotonic_seconds() < deadline && !interrupted(signals, 100);) {
+    auto now = get_json(reference->url + "/api/v1/status", seconds(2));
+    if (!now) return report(now.error(), format);
+    status = std::move(*now);
+    if ((text_at(status, "/run/state") == "PAUSED") == (pause == Pause::kPause)) break;
+  }
+  const std::string state = text_at(status, "/run/state");
+  const int64_t step = int64_t(number_at(status, "/progress/step"));
+  if (format == Format::kJson) print_json({{"state", state}, {"step", step}, {"reason", text_at(status, "/run/reason")}});
+  else std::printf("%s at step %s: %s\n", state.c_str(), human_count(step).c_str(), text_at(status, "/run/reason").c_str());
   return exit_codes::kDone;
 }
 

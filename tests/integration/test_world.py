@@ -209,6 +209,61 @@ class Chaos(WorldTest):
         self.assertTrue(json.loads(replayed.stdout.splitlines()[-1])["ok"])
 
 
+class Standby(SameBits):
+    def test_takes_the_place_of_a_killed_trainer(self):
+        up = self.up("--workers", "2", sets=["operation.spares=1", "function.steps=4000"], name="standby")
+        comm = lambda pid: pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        standby = wait_for(lambda: next((pid for pid in up.pids("tessera-trainer") if comm(pid) == "tessera-standby" and os.stat(f"/proc/{pid}").st_mtime), None), "a standby")
+        victim = next(pid for pid in up.pids("tessera-trainer") if pid != standby)
+        import time
+        time.sleep(1)  # it warms up
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: comm(standby) == "tessera-trainer", "the standby becomes a trainer")
+        wait_for(lambda: standby in [w["pid"] for w in up.status_or_none()["workers"] if w["rank"] is not None], "the standby has a rank")
+        step = up.step()
+        up.wait_step(step + 5)
+        up.process.send_signal(signal.SIGINT)
+        disturbed = up.finish(expect=75)
+        calm = self.run_once("--workers", "1", "--steps", str(disturbed["step"]), sets=["function.steps=4000"], name="calm")
+        self.assertEqual((disturbed["state_digest"], disturbed["batch_digest"]), (calm["state_digest"], calm["batch_digest"]))
+
+
+class Pause(SameBits):
+    def tessera(self, *arguments, expect=0):
+        done = subprocess.run([program("tessera"), *arguments, "--json"], capture_output=True, text=True, timeout=100)
+        self.assertEqual(done.returncode, expect, done.stdout + done.stderr)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def test_holds_the_run_and_lets_it_go_on_with_the_same_bits(self):
+        up = self.up("--workers", "2", name="paused")
+        up.wait_step(5)
+        held = self.tessera("pause", str(up.run_dir))
+        self.assertEqual(held["state"], "PAUSED")
+        os.kill(up.pids("tessera-trainer")[0], signal.SIGKILL)  # whoever dies meanwhile is back before it goes on
+        os.kill(up.pids("tessera-coordinator")[0], signal.SIGKILL)
+        wait_for(lambda: (up.status_or_none() or {"run": {"state": ""}})["run"]["state"] == "PAUSED", "still paused under a new coordinator")
+        self.assertEqual(up.step(), held["step"])
+        self.assertIn(held["step"], [c["step"] for c in self.tessera("checkpoint", "list", str(up.run_dir))["checkpoints"]])
+        self.assertNotEqual(self.tessera("resume", str(up.run_dir))["state"], "PAUSED")
+        self.assert_same(up.finish())
+
+    def test_a_paused_run_can_be_stopped_and_started_again(self):
+        up = self.up("--workers", "2", name="held")
+        up.wait_step(5)
+        held = self.tessera("pause", str(up.run_dir))
+        self.tessera("stop", str(up.run_dir))
+        self.assertEqual(up.finish(expect=75)["step"], held["step"])
+        again = self.up("--workers", "1", "--resume", name="held")
+        wait_for(lambda: (again.status_or_none() or {"run": {"state": ""}})["run"]["state"] == "PAUSED", "paused still: nobody said that it may go on")
+        self.tessera("resume", str(again.run_dir))
+        self.assert_same(again.finish())
+
+
+for case in (Standby, Pause):  # SameBits' own stories are told once
+    for name in [n for n in dir(SameBits) if n.startswith("test_")]:
+        setattr(case, name, None)
+
+
 class Root(WorldTest):
     """A run that begins with a checkpoint from elsewhere: an import, or another run's."""
 
