@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/crash_point.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/version.h"
@@ -48,6 +49,7 @@ class Coordinator {
   Status open_store(StartMode mode);
   Status adopt_root(const std::string& root);
   Status restore();
+  Status recover(std::map<std::string, std::string>& meta, const std::string& function_id);
   Status listen();
   void feed(const Event& event);
   void carry_out(const Effect& effect);
@@ -115,6 +117,19 @@ Status Coordinator::adopt_root(const std::string& root) {
   return {};
 }
 
+// The store is new, but the run is not: state.db was lost. What the other files know is written into it again.
+Status Coordinator::recover(std::map<std::string, std::string>& meta, const std::string& function_id) {
+  TESSERA_ASSIGN(const auto run, recover_run(machine_.run_dir, list_checkpoints(machine_.checkpoint_root), function_id));
+  if (!run) return {};
+  meta["lineage"] = run->lineage, meta["numerics_class"] = run->numerics_class;
+  if (run->root > 0) meta["root_step"] = std::to_string(run->root);
+  for (const char* key : {"lineage", "numerics_class", "root_step"})
+    if (meta.contains(key)) TESSERA_TRY(store_->write_meta(key, meta[key]));
+  TESSERA_TRY(store_->restore_steps(run->lineage, run->steps));
+  log_warning("state.db is gone: the ledger of steps {} to {} was read again from metrics.jsonl, the state comes from the newest checkpoint", run->root, run->root + Step(run->steps.size()));
+  return {};
+}
+
 // What an earlier coordinator of this run knew.
 Status Coordinator::restore() {
   TESSERA_ASSIGN(auto meta, store_->read_meta());
@@ -122,10 +137,12 @@ Status Coordinator::restore() {
   if (const auto it = meta.find("function_id"); it != meta.end() && it->second != id)
     return fail(ErrorCode::kFixConfig, "[config] the function part differs from the run's in " + machine_.run_dir + " (function_id " + id + ", the run has " + it->second +
                                            "); a changed function is another run: start it with --fresh, or undo the change");
+  if (!meta.contains("lineage") && !meta.contains("root_step")) TESSERA_TRY(recover(meta, id));
   if (!meta.contains("lineage")) meta["lineage"] = new_lineage();
   machine_.lineage = meta["lineage"];
   const uint64_t known_term = meta.contains("term") ? std::strtoull(meta["term"].c_str(), nullptr, 10) : 0;
   TESSERA_ASSIGN(machine_.term, claim_term(machine_.checkpoint_root, known_term));
+  crash_point("term.claimed");
   for (const auto& [key, value] : std::map<std::string, std::string>{{"function_id", id}, {"lineage", machine_.lineage}, {"term", std::to_string(machine_.term)}})
     TESSERA_TRY(store_->write_meta(key, value));
   state_.checkpoints = list_checkpoints(machine_.checkpoint_root);
@@ -227,6 +244,7 @@ void Coordinator::carry_out(const Effect& effect) {
     (void)server_->send(send->peer, send->payload);  // a peer that is gone is noticed by its silence
   } else if (const auto* stored = std::get_if<StoreStep>(&effect)) {
     done = store_->write_step(stored->done, stored->batch_chain);
+    crash_point("step.row_written");
     throughput_.add(stored->done);
     curve_.push_back({stored->done.step, stored->done.loss, stored->done.split.total() > 0 ? double(stored->done.images) / stored->done.split.total() : 0, stored->done.effective_rank, stored->done.lr});
     if (curve_.size() > kCurvePoints) {  // halve, keeping what carries a rank
@@ -237,6 +255,7 @@ void Coordinator::carry_out(const Effect& effect) {
     }
   } else if (const auto* meta = std::get_if<StoreMeta>(&effect)) {
     done = store_->write_meta(meta->key, meta->value);
+    if (meta->key == "world") crash_point("world.stored");
   } else if (const auto* publish_effect = std::get_if<PublishCheckpoint>(&effect)) {
     const CheckpointEntry entry = publish(machine_.checkpoint_root, machine_.term, *publish_effect);
     feed(PublishDone{publish_effect->attempt, entry});

@@ -8,7 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
+#include "common/crash_point.h"
 #include "common/file.h"
+#include "common/sealed_json.h"
 
 namespace tessera::coordinator {
 namespace {
@@ -66,7 +68,8 @@ CheckpointEntry publish(const std::string& root, uint64_t term, const PublishChe
   entry.state_digest = *digest;
   for (const auto& file : effect.files) entry.size_bytes += file.size_bytes;
   const std::string attempt = root + "/" + effect.attempt;
-  if (auto done = write_file_atomic(attempt + "/manifest.json", manifest->dump(1)); !done) return failed(done.error().message);
+  if (auto done = write_file_atomic(attempt + "/manifest.json", seal_json(*manifest)); !done) return failed(done.error().message);
+  crash_point("publish.manifest_written");
   if (!claim_is_newest(root, term)) return failed("a newer coordinator has taken over");
   std::error_code error;
   if (fs::exists(entry.path)) {  // a damaged one of the same step: out of the way first
@@ -75,6 +78,7 @@ CheckpointEntry publish(const std::string& root, uint64_t term, const PublishChe
   }
   fs::rename(attempt, entry.path, error);
   if (error) return failed("cannot rename " + attempt + ": " + error.message());
+  crash_point("publish.renamed");
   if (auto done = fsync_folder(root); !done) return failed(done.error().message);
   fs::remove_all(entry.path + ".replaced", error);
   return entry;
@@ -90,10 +94,11 @@ std::map<Step, CheckpointEntry> list_checkpoints(const std::string& root) {
     entry.step = std::strtoll(name.c_str() + 5, nullptr, 10);
     entry.path = folder.path().string();
     const auto text = read_file(entry.path + "/manifest.json");
-    const json manifest = text ? json::parse(*text, nullptr, false) : json();
-    const auto digest = state_digest_from_hex(manifest.is_object() ? manifest.value("state_digest", "") : "");
-    if (!digest) {
-      entry.ok = false, entry.reason = "its manifest is missing or damaged";
+    const auto opened = text ? open_sealed_json(*text, entry.path + "/manifest.json") : Result<json>(fail(ErrorCode::kFixData, "its manifest is missing"));
+    const json manifest = opened ? *opened : json::object();
+    const auto digest = state_digest_from_hex(manifest.value("state_digest", ""));
+    if (!opened || !digest) {
+      entry.ok = false, entry.reason = opened ? "its manifest has no state digest" : opened.error().message;
     } else {
       entry.state_digest = *digest;
       for (const auto& file : manifest.value("files", json::array())) entry.size_bytes += file.value("size_bytes", int64_t{0});
@@ -107,7 +112,8 @@ void remove_attempts(const std::string& root) {
   std::error_code error;
   std::vector<fs::path> stale;
   for (const auto& folder : fs::directory_iterator(root, error))
-    if (folder.path().filename().string().starts_with(".attempt-")) stale.push_back(folder.path());
+    if (const std::string name = folder.path().filename().string(); name.starts_with(".attempt-") || name.ends_with(".replaced") || (name.starts_with("step-") && !fs::exists(folder.path() / "manifest.json")))
+      stale.push_back(folder.path());  // the last: a removal that was cut off, for the manifest goes first
   for (const auto& path : stale) fs::remove_all(path, error);
 }
 
@@ -115,6 +121,7 @@ void remove_checkpoint(const std::string& path) {
   // The manifest goes first: a half-removed checkpoint must not look whole.
   std::error_code error;
   fs::remove(path + "/manifest.json", error);
+  crash_point("publish.removed");
   fs::remove_all(path, error);
 }
 
@@ -131,8 +138,8 @@ std::string shape_text(const FunctionConfig& f) {
 Result<Step> copy_root_checkpoint(const std::string& folder, const FunctionConfig& function, const std::string& root) {
   const auto text = read_file(folder + "/manifest.json");
   if (!text) return fail(ErrorCode::kUsage, "[coordinator] " + folder + " is no checkpoint folder (no manifest.json); name step-N of a run or what `tessera import` wrote");
-  const json manifest = json::parse(*text, nullptr, false);
-  if (!manifest.is_object() || !manifest.contains("step") || !manifest["step"].is_number_integer() || !manifest.contains("function") || !manifest["function"].is_string())
+  TESSERA_ASSIGN(const json manifest, open_sealed_json(*text, "[coordinator] " + folder + "/manifest.json"));
+  if (!manifest.contains("step") || !manifest["step"].is_number_integer() || !manifest.contains("function") || !manifest["function"].is_string())
     return fail(ErrorCode::kFixData, "[coordinator] " + folder + "/manifest.json is damaged");
   TESSERA_ASSIGN(const FunctionConfig theirs, parse_function(manifest["function"].get<std::string>()));
   if (shape_text(theirs) != shape_text(function))

@@ -5,9 +5,11 @@
 #include <fcntl.h>
 #include <nlohmann/json.hpp>
 #include <sqlite3.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/crash_point.h"
 #include "common/file.h"
 
 namespace tessera::coordinator {
@@ -84,6 +86,7 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& run_dir) {
   TESSERA_TRY(make_folders(run_dir));
   std::unique_ptr<Store> store(new Store());
   store->run_dir_ = run_dir;
+  TESSERA_TRY(store->lock());
   const std::string path = run_dir + "/state.db";
   if (sqlite3_open_v2(path.c_str(), &store->db_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) return damaged(path, store->db_);
   sqlite3_busy_timeout(store->db_, 2000);
@@ -103,6 +106,21 @@ Store::~Store() {
   if (db_) sqlite3_close(db_);
   if (metrics_fd_ >= 0) ::close(metrics_fd_);
   if (events_fd_ >= 0) ::close(events_fd_);
+  if (lock_fd_ >= 0) ::close(lock_fd_);
+}
+
+// Held until the process ends, however it ends.
+Status Store::lock() {
+  const std::string path = run_dir_ + "/.lock";
+  lock_fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_fd_ < 0) return fail(ErrorCode::kIo, "[store] cannot write " + path + ": " + std::strerror(errno));
+  if (::flock(lock_fd_, LOCK_EX | LOCK_NB) != 0) {
+    const auto pid = read_file(path);
+    return fail(ErrorCode::kUsage, "[store] " + run_dir_ + " is in use by another coordinator (pid " + (pid && !pid->empty() ? *pid : "unknown") + "); watch it with tessera status, or stop it first");
+  }
+  const std::string pid = std::to_string(::getpid());
+  if (::ftruncate(lock_fd_, 0) != 0 || ::write(lock_fd_, pid.data(), pid.size()) != ssize_t(pid.size())) return fail(ErrorCode::kIo, "[store] cannot write " + path + ": " + std::strerror(errno));
+  return {};
 }
 
 Status Store::execute(const std::string& sql) {
@@ -133,17 +151,28 @@ Status Store::write_meta(const std::string& key, const std::string& value) {
 // other way round it would be missing for ever.
 Status Store::write_step(const proto::StepDone& d, const Hash128& batch_chain) {
   TESSERA_TRY(append(metrics_fd_, run_dir_ + "/metrics.jsonl", metrics_line(d, batch_chain).dump() + "\n"));
+  crash_point("step.line_written");
+  return insert_step(d.lineage, {d.step, d.batch_digest, d.state_digest, d.gradient_digest, d.loss, d.skipped, to_string(d.generation)});
+}
+
+Status Store::insert_step(const std::string& lineage, const RecoveredStep& step) {
   Statement row(db_, "INSERT OR IGNORE INTO steps VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
-  row.bind(1, d.lineage);
-  row.bind(2, d.step);
-  row.bind(3, to_string(d.generation));
-  row.bind(4, d.loss);
-  row.bind(5, to_hex(d.batch_digest));
-  row.bind(6, to_hex(d.state_digest));
-  row.bind(7, to_hex(d.gradient_digest));
-  row.bind(8, int64_t{d.skipped});
+  row.bind(1, lineage);
+  row.bind(2, step.step);
+  row.bind(3, step.generation);
+  row.bind(4, step.loss);
+  row.bind(5, to_hex(step.batch));
+  row.bind(6, to_hex(step.state));
+  row.bind(7, to_hex(step.gradient));
+  row.bind(8, int64_t{step.skipped});
   if (row.next() != SQLITE_DONE) return damaged(run_dir_ + "/state.db", db_);
   return {};
+}
+
+Status Store::restore_steps(const std::string& lineage, const std::vector<RecoveredStep>& steps) {
+  TESSERA_TRY(execute("BEGIN"));
+  for (const RecoveredStep& step : steps) TESSERA_TRY(insert_step(lineage, step));
+  return execute("COMMIT");
 }
 
 Result<std::vector<Store::LedgerRow>> Store::read_ledger(const std::string& lineage) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coordinator/machine.h"
+#include "coordinator/recover.h"
 
 struct sqlite3;
 
@@ -21,7 +22,7 @@ struct StoredEvent {
 
 class Store {
  public:
-  // Errors: kFixConfig (network file system), kFixData (damaged: says how to go on from the checkpoints), kIo.
+  // Errors: kFixConfig (network file system), kUsage (another coordinator has it open, with its pid), kFixData (damaged: says how to go on from the checkpoints), kIo.
   static Result<std::unique_ptr<Store>> open(const std::string& run_dir);
   ~Store();
 
@@ -29,6 +30,8 @@ class Store {
   Status write_meta(const std::string& key, const std::string& value);
   // Durable when it returns. Also appends to metrics.jsonl.
   Status write_step(const proto::StepDone& done, const Hash128& batch_chain);
+  // A row of a ledger that was read from elsewhere: not appended to metrics.jsonl, which has it. In one transaction.
+  Status restore_steps(const std::string& lineage, const std::vector<RecoveredStep>& steps);
   struct LedgerRow {
     Step step = 0;
     StepRecord record;
@@ -41,9 +44,11 @@ class Store {
  private:
   Store() = default;
   Status execute(const std::string& sql);
+  Status lock();
+  Status insert_step(const std::string& lineage, const RecoveredStep& step);
   sqlite3* db_ = nullptr;
   std::string run_dir_;
-  int metrics_fd_ = -1, events_fd_ = -1;
+  int metrics_fd_ = -1, events_fd_ = -1, lock_fd_ = -1;
   std::vector<StoredEvent> events_;
   int64_t next_event_ = 1;
 };

@@ -7,6 +7,7 @@
 #include "common/file.h"
 #include "common/hash.h"
 #include "common/safetensors.h"
+#include "common/sealed_json.h"
 
 namespace tessera::cli {
 namespace {
@@ -17,7 +18,7 @@ Result<Json> read_manifest(const std::string& folder) {
   const std::string path = folder + "/manifest.json";
   auto text = read_file(path, 256 << 20);
   if (!text) return fail(ErrorCode::kFixData, text.error().message + "; without it the folder is no checkpoint");
-  Json manifest = Json::parse(*text, nullptr, false);
+  TESSERA_ASSIGN(Json manifest, open_sealed_json(*text, path));
   try {
     if (manifest.at("schema") != 1) return fail(ErrorCode::kFixData, path + ": schema " + manifest.at("schema").dump() + " is not 1: written by another version");
     (void)manifest.at("step").get<int64_t>();

@@ -8,7 +8,9 @@
 #include <numeric>
 #include <set>
 
+#include "common/crash_point.h"
 #include "common/file.h"
+#include "common/sealed_json.h"
 
 namespace tessera::checkpoint {
 namespace {
@@ -114,8 +116,10 @@ Result<proto::CheckpointFile> write_snapshot(const Snapshot& s, const std::strin
   proto::CheckpointFile message{s.generation, s.scalars.step, attempt_name(s.generation, s.scalars.step), s.rank, s.world_size, file_name(s.rank, s.world_size), 0, {}, ""};
   const std::string folder = root + "/" + message.attempt;
   TESSERA_TRY(make_folders(folder));
+  crash_point("checkpoint.share_begun");
   TESSERA_ASSIGN(const WrittenFile written, write_safetensors(folder + "/" + message.file, s.tensors, {{"format", "pt"}}));
   TESSERA_TRY(fsync_folder(folder));
+  crash_point("checkpoint.share_written");
   message.size_bytes = written.size_bytes;
   message.hash = written.hash;
   json part{{"tensors", tensors_json(s.tensors, message.file)}};
@@ -127,9 +131,8 @@ Result<proto::CheckpointFile> write_snapshot(const Snapshot& s, const std::strin
 Result<Manifest> read_manifest(const std::string& folder) {
   const std::string path = folder + "/manifest.json";
   TESSERA_ASSIGN(const std::string text, read_file(path));
-  const json doc = json::parse(text, nullptr, false);
   const auto bad = [&](const std::string& what) { return fail(ErrorCode::kFixData, path + ": " + what); };
-  if (!doc.is_object()) return bad("is no JSON object: damaged");
+  TESSERA_ASSIGN(const json doc, open_sealed_json(text, path));
   if (doc.value("schema", 0) != 1) return bad("schema " + std::to_string(doc.value("schema", 0)) + ", this version reads 1");
   try {
     Manifest m;
@@ -214,7 +217,7 @@ Status publish(const Snapshot& snapshot, const std::string& root, const std::fil
   manifest["files"] = json::array({{{"file", file.file}, {"size_bytes", file.size_bytes}, {"hash", to_hex(file.hash)}}});
   manifest["tensors"] = tensors_json(snapshot.tensors, file.file);
   const std::string attempt = root + "/" + file.attempt;
-  TESSERA_TRY(write_file_atomic(attempt + "/manifest.json", manifest.dump(1)));
+  TESSERA_TRY(write_file_atomic(attempt + "/manifest.json", seal_json(manifest)));
   std::error_code error;
   std::filesystem::rename(attempt, final_path, error);
   if (error) return fail(ErrorCode::kIo, "cannot rename " + attempt + " to " + final_path.string() + ": " + error.message());

@@ -4,6 +4,10 @@
 #include <ATen/ops/rand.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <algorithm>
+#include <unistd.h>
+#include <random>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -12,6 +16,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "common/sealed_json.h"
 #include "common/config.h"
 #include "common/file.h"
 
@@ -72,13 +77,13 @@ class CheckpointTest : public ::testing::Test {
     EXPECT_EQ(attempt, ".attempt-2-3-1200");
     manifest["files"] = files, manifest["tensors"] = tensors;
     const std::string folder = root_ + "/step-" + std::to_string(world);
-    EXPECT_TRUE(write_file_atomic(root_ + "/" + attempt + "/manifest.json", manifest.dump()));
+    EXPECT_TRUE(write_file_atomic(root_ + "/" + attempt + "/manifest.json", seal_json(manifest)));
     fs::rename(root_ + "/" + attempt, folder);
     return folder;
   }
 
   json manifest_of(const std::string& folder) { return json::parse(*read_file(folder + "/manifest.json")); }
-  void set_manifest(const std::string& folder, const json& manifest) { ASSERT_TRUE(write_file_atomic(folder + "/manifest.json", manifest.dump())); }
+  void set_manifest(const std::string& folder, const json& manifest) { ASSERT_TRUE(write_file_atomic(folder + "/manifest.json", seal_json(manifest))); }
 
   std::string root_;
 };
@@ -227,6 +232,41 @@ TEST_F(CheckpointTest, DamagedManifestsAreRefused) {
   }
   ASSERT_TRUE(write_file_atomic(folder + "/manifest.json", "{\"schema\": 1, "));
   EXPECT_FALSE(read_checkpoint(folder, function));
+}
+
+// One bit, anywhere in any of its files, or a file cut short anywhere: never a state.
+TEST_F(CheckpointTest, NoFlippedBitAndNoTruncationGoesUnseen) {
+  const FunctionConfig function = tiny();
+  const std::string folder = write(trained(function), 2);
+  ASSERT_TRUE(read_checkpoint(folder, function));
+  const int64_t rounds = std::getenv("TESSERA_FULL") ? 1000000 : 2000;
+  std::vector<std::string> paths;
+  std::vector<int64_t> ends;  // cumulative sizes: every byte of the checkpoint is hit equally often
+  for (const auto& entry : fs::directory_iterator(folder)) paths.push_back(entry.path());
+  std::sort(paths.begin(), paths.end());
+  for (const auto& path : paths) ends.push_back((ends.empty() ? 0 : ends.back()) + int64_t(fs::file_size(path)));
+  std::mt19937_64 draw(7);
+  for (int64_t round = 0; round < rounds; ++round) {
+    // Every fourth goes to the manifest, which is small.
+    const auto at = int64_t(draw() % uint64_t(ends.back()));
+    size_t file = size_t(std::upper_bound(ends.begin(), ends.end(), at) - ends.begin());
+    if (round % 4 == 0) file = size_t(std::find_if(paths.begin(), paths.end(), [](const auto& p) { return p.ends_with("manifest.json"); }) - paths.begin());
+    const int64_t size = ends[file] - (file == 0 ? 0 : ends[file - 1]), offset = int64_t(draw() % uint64_t(size));
+    const std::string before = *read_file(paths[file], int64_t{1} << 30);
+    const bool cut = round % 50 == 1;
+    {
+      const int fd = ::open(paths[file].c_str(), O_RDWR | O_CLOEXEC);
+      ASSERT_GE(fd, 0);
+      const char flipped = char(before[size_t(offset)] ^ (1 << draw() % 8));
+      ASSERT_TRUE(cut ? ::ftruncate(fd, offset) == 0 : ::pwrite(fd, &flipped, 1, offset) == 1);
+      ::close(fd);
+    }
+    ASSERT_FALSE(read_checkpoint(folder, function)) << paths[file] << (cut ? " cut at byte " : ": a bit flipped in byte ") << offset << ", round " << round;
+    const int fd = ::open(paths[file].c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_TRUE(cut ? ::pwrite(fd, before.data() + offset, size_t(size - offset), offset) == size - offset : ::pwrite(fd, before.data() + offset, 1, offset) == 1);
+    ::close(fd);
+  }
+  EXPECT_TRUE(read_checkpoint(folder, function)) << "whole again";
 }
 
 TEST_F(CheckpointTest, OneProcessWritesAWholeCheckpoint) {

@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/file.h"
+#include "common/sealed_json.h"
 #include "common/version.h"
 
 namespace tessera::trainer::test {
@@ -221,7 +222,7 @@ void FakeCoordinator::on_checkpoint_file(const proto::CheckpointFile& file) {
   }
   manifest["files"] = files, manifest["tensors"] = tensors;
   const std::string attempt = checkpoint_root_ + "/" + file.attempt, folder = checkpoint_root_ + "/step-" + std::to_string(file.step);
-  TESSERA_CHECK(write_file_atomic(attempt + "/manifest.json", manifest.dump()).has_value());
+  TESSERA_CHECK(write_file_atomic(attempt + "/manifest.json", seal_json(manifest)).has_value());
   std::filesystem::remove_all(folder);
   std::filesystem::rename(attempt, folder);
   checkpoints[file.step] = folder;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <thread>
 
+#include "common/sealed_json.h"
 #include "common/digest.h"
 #include "common/safetensors.h"
 #include "ops/cli/chaos.h"
@@ -39,7 +40,7 @@ std::string make_checkpoint(const std::string& root, Step step) {
     }
   }
   manifest["state_digest"] = to_hex(digest);
-  write_text(folder + "/manifest.json", manifest.dump());
+  write_text(folder + "/manifest.json", seal_json(manifest));
   return folder;
 }
 
@@ -83,11 +84,11 @@ TEST(Checkpoints, AManifestThatLiesIsFound) {
   Json manifest = Json::parse(test::read_text(path + "/manifest.json"));
   const std::string digest = manifest["state_digest"];
   manifest["state_digest"] = std::string(32, '0');
-  write_text(path + "/manifest.json", manifest.dump());
+  write_text(path + "/manifest.json", seal_json(manifest));
   EXPECT_NE(inspect_checkpoint(path, Depth::kHashes).reason.find("digest"), std::string::npos);
   manifest["state_digest"] = digest;
   manifest["tensors"].push_back({{"name", "predictor.absent"}});
-  write_text(path + "/manifest.json", manifest.dump());
+  write_text(path + "/manifest.json", seal_json(manifest));
   EXPECT_NE(inspect_checkpoint(path, Depth::kHashes).reason.find("predictor.absent"), std::string::npos);
 }
 
@@ -97,6 +98,7 @@ TEST(Checkpoints, ManifestsOfAnyContentAreRefusedNotTrusted) {
   for (const char* text : {"", "{", "[]", "{}", R"({"schema":2})", R"({"schema":1,"step":"x","state_digest":"","files":[]})",
                            R"({"schema":1,"step":1,"state_digest":"00","files":[{"file":"../../secret","size_bytes":1,"hash":""}]})"}) {
     write_text(path + "/manifest.json", text);
+    if (const Json manifest = Json::parse(text, nullptr, false); manifest.is_object()) write_text(path + "/manifest.json", seal_json(manifest));
     EXPECT_FALSE(inspect_checkpoint(path, Depth::kManifest).ok) << text;
   }
 }

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "common/sealed_json.h"
 #include "common/file.h"
 #include "common/safetensors.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -86,7 +87,7 @@ TEST_F(ModelSource, a_checkpoint_without_a_target_encoder_is_refused_by_the_tens
     }
     fs::rename(without, path);
   }
-  ASSERT_TRUE(write_file_atomic(folder + "/manifest.json", manifest.dump()).has_value());
+  ASSERT_TRUE(write_file_atomic(folder + "/manifest.json", seal_json(manifest)).has_value());
   const auto model = load_model(folder);
   ASSERT_FALSE(model.has_value());
   EXPECT_EQ(exit_code_of(model.error()), exit_codes::kDataCorrupt);
