@@ -122,6 +122,7 @@ struct World {
   std::vector<proto::Member> members;
   Millis since = 0;
   Step start_step = 0;
+  std::map<WorkerId, Rank> ranks;     // of members
   std::set<WorkerId> started;
   std::map<WorkerId, proto::Sealed> sealed;
   std::set<WorkerId> lost;            // members that will not answer
@@ -168,6 +169,7 @@ struct State {
   RunLength length;
   std::string numerics_class;  // of the run's first trainer
   std::map<WorkerId, Worker> workers;
+  std::map<std::string, WorkerId> worker_by_peer;
   std::map<std::string, Daemon> daemons;
   std::map<std::string, Loader> loaders;
   Millis last_tick = 0;
@@ -193,6 +195,7 @@ struct State {
   std::map<Generation, std::vector<proto::Member>> past_members;  // of the newest generations, for checkpoints that outlive theirs
   std::map<WorkerId, int> wrong_results;      // by worker: digests that were found to differ from the others'
   std::map<std::string, int> faults_at_step;  // "step:cause" -> count
+  bool any_draining = false;
   bool stop_asked = false;
   std::string stop_reason;
   bool pause_asked = false;

@@ -44,6 +44,20 @@ std::string daemon_of(const State& state, const WorkerId& id) {
   return "";
 }
 
+// Contiguous shares of the shards, by name. Locality only: any loader answers for any tile.
+proto::ShardAssignment assignment_of(const State& state) {
+  proto::ShardAssignment assignment;
+  assignment.version = state.assignment_version;
+  int64_t serving = 0, index = 0;
+  for (const auto& [name, loader] : state.loaders) serving += loader.serving;
+  for (const auto& [name, loader] : state.loaders) {
+    if (!loader.serving) continue;
+    assignment.loaders.push_back({name, loader.address, loader.shard_count * index / serving, loader.shard_count * (index + 1) / serving});
+    ++index;
+  }
+  return assignment;
+}
+
 // The trainer's process is known to be dead.
 void worker_dead(Context& c, const WorkerId& id, uint64_t incarnation, const std::string& reason) {
   const auto it = c.state.workers.find(id);
@@ -69,9 +83,10 @@ void refuse(Context& c, const std::string& peer, const std::string& reason, int 
 }
 
 Worker* worker_of_peer(Context& c, const std::string& peer) {
-  for (auto& [id, worker] : c.state.workers)
-    if (worker.peer == peer && worker.state != WorkerState::kGone) return &worker;
-  return nullptr;
+  const auto id = c.state.worker_by_peer.find(peer);
+  if (id == c.state.worker_by_peer.end()) return nullptr;
+  Worker& worker = c.state.workers[id->second];
+  return worker.peer == peer && worker.state != WorkerState::kGone ? &worker : nullptr;
 }
 
 void on_daemon_hello(Context& c, const MessageEvent& e, const proto::DaemonHello& hello) {
@@ -109,9 +124,11 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   const bool adopted = c.state.world.phase == WorldPhase::kRunning && hello.generation == c.state.world.generation &&
                        std::any_of(c.state.world.members.begin(), c.state.world.members.end(),
                                    [&](const auto& m) { return m.worker_id == hello.worker_id && m.incarnation == e.incarnation; });
+  c.state.worker_by_peer.erase(worker.peer);
   worker = Worker{};
   worker.id = hello.worker_id;
   worker.peer = e.peer;
+  c.state.worker_by_peer[e.peer] = worker.id;
   worker.incarnation = e.incarnation;
   worker.pid = hello.pid;
   worker.host = hello.host, worker.device = hello.device, worker.numerics_class = hello.numerics_class, worker.mesh_address = hello.mesh_address;
@@ -130,7 +147,7 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   }
   c.log("info", "worker " + worker.id + " joined from " + worker.host + (adopted ? ", adopted with generation " + to_string(hello.generation) : ""));
   welcome(c, worker);
-  if (c.state.dataset) assign_shards(c);
+  if (c.state.dataset) c.send(worker.peer, assignment_of(c.state));
 }
 
 void welcome_trainers(Context& c) {
@@ -159,7 +176,7 @@ bool drain(Context& c, const std::string& name, const std::string& reason) {
   for (const auto& slot : c.state.daemons[name].slots) {
     const auto it = c.state.workers.find(slot.worker_id);
     if (it == c.state.workers.end() || it->second.state == WorkerState::kGone) continue;
-    it->second.draining = true;
+    it->second.draining = c.state.any_draining = true;
     it->second.reason = "its node drains: " + reason;
     ++alive;
   }
@@ -249,24 +266,6 @@ void on_loader_dataset(Context& c, const MessageEvent& e, const proto::LoaderDat
   welcome_trainers(c);
   assign_shards(c);
 }
-
-// Contiguous shares of the shards, by name. Locality only: any loader answers for any tile.
-namespace {
-
-proto::ShardAssignment assignment_of(const State& state) {
-  proto::ShardAssignment assignment;
-  assignment.version = state.assignment_version;
-  int64_t serving = 0, index = 0;
-  for (const auto& [name, loader] : state.loaders) serving += loader.serving;
-  for (const auto& [name, loader] : state.loaders) {
-    if (!loader.serving) continue;
-    assignment.loaders.push_back({name, loader.address, loader.shard_count * index / serving, loader.shard_count * (index + 1) / serving});
-    ++index;
-  }
-  return assignment;
-}
-
-}  // namespace
 
 void assign_shards(Context& c) {
   ++c.state.assignment_version;

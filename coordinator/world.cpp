@@ -88,6 +88,7 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
   for (size_t i = 0; i < members.size(); ++i) {
     const Worker& worker = s.workers[members[i]];
     next.members.push_back({worker.id, worker.incarnation, Rank(i), worker.mesh_address});
+    next.ranks[worker.id] = Rank(i);
     if (worker.id == d.source_worker) start.source_rank = Rank(i);
   }
   if (const auto it = s.checkpoints.find(d.start_step); d.source == proto::StateSource::kCheckpoint && it != s.checkpoints.end()) start.expected_digest = it->second.state_digest;
@@ -103,12 +104,16 @@ void start_world(Context& c, const std::vector<WorkerId>& members) {
   }
   ++s.generation_count;
   c.log("info", "generation " + to_string(next.generation) + ": " + std::to_string(members.size()) + " workers from step " + std::to_string(d.start_step) + ": " + d.reason);
-  s.world = std::move(next);
+  const World before = std::exchange(s.world, std::move(next));
   s.gather_since = s.gap_since = -1;
   // Durable before anybody acts on it: a coordinator that dies here finds its world again.
   c.effects.push_back(StoreMeta{"world", print_world(s.world)});
   c.effects.push_back(StoreMeta{"generations", std::to_string(s.generation_count)});
-  for (const auto& member : s.world.members) c.send(s.workers[member.worker_id].peer, start);
+  const proto::WorldStart changes = proto::shorten(start, before.generation, before.members);
+  for (const auto& member : s.world.members) {
+    const bool has_list = survivors.contains(member.worker_id) && before.sealed.at(member.worker_id).applied >= 0;
+    c.send(s.workers[member.worker_id].peer, has_list ? changes : start);
+  }
   c.set_run_state(s.run_state == RunState::kRecovering ? RunState::kRecovering : RunState::kStarting, "generation " + to_string(s.world.generation) + " connects " + std::to_string(members.size()) + " workers");
 }
 
@@ -156,6 +161,7 @@ void gather(Context& c) {
 // Members that can still answer have all sealed, or the deadline has passed.
 void drive_sealing(Context& c) {
   World& w = c.state.world;
+  if (w.sealed.size() + w.lost.size() < w.members.size() && c.now - w.since <= c.config.seal_deadline_ms) return;
   bool all = true;
   for (const auto& member : w.members) {
     if (w.sealed.contains(member.worker_id) || w.lost.contains(member.worker_id)) continue;
@@ -259,7 +265,7 @@ void repeat_unanswered(Context& c) {
 
 bool is_member(const World& world, const WorkerId& id) {
   if (world.phase == WorldPhase::kNone) return false;
-  return std::any_of(world.members.begin(), world.members.end(), [&](const auto& m) { return m.worker_id == id; });
+  return world.ranks.contains(id);
 }
 
 void stop_world(Context& c, const std::string& reason) {
@@ -337,6 +343,7 @@ void on_sealed(Context& c, const WorkerId& id, const proto::Sealed& sealed) {
 
 // Draining workers that no world needs are sent home; in the last case once their checkpoint is published.
 void dismiss_draining(Context& c) {
+  if (!c.state.any_draining) return;
   for (auto& [id, worker] : c.state.workers) {
     if (!worker.draining || worker.dismissed || worker.state == WorkerState::kGone || is_member(c.state.world, id)) continue;
     worker.dismissed = true, worker.state = WorkerState::kDraining;

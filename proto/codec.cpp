@@ -124,6 +124,8 @@ Status check(const CheckpointFile& f) {
 Status check(const WorldStart& s) {
   if (int32_t(s.source) < 0 || s.source > StateSource::kPeer) return bad("WorldStart", "unknown source of state");
   if (s.start_step < 0) return bad("WorldStart", "a negative start_step");
+  if (s.base) return s.source_rank < -1 ? bad("WorldStart", "source_rank is no member") : Status{};  // the rest is known when it is expanded
+  if (!s.removed.empty()) return bad("WorldStart", "members are removed from no generation");
   if (s.source_rank < -1 || s.source_rank >= Rank(s.members.size())) return bad("WorldStart", "source_rank is no member");
   for (size_t i = 0; i < s.members.size(); ++i)
     if (s.members[i].rank != Rank(i)) return bad("WorldStart", "members are not in rank order");

@@ -188,6 +188,8 @@ void put(const WorldStart& s, wire::WorldStart* w) {
   w->set_source_rank(s.source_rank);
   if (s.expected_digest) put(*s.expected_digest, w->mutable_expected_digest());
   w->set_stop_after(s.stop_after);
+  if (s.base) put(*s.base, w->mutable_base());
+  for (const auto& id : s.removed) w->add_removed(id);
 }
 void get(const wire::WorldStart& w, WorldStart* s) {
   get(w.generation(), &s->generation);
@@ -199,6 +201,8 @@ void get(const wire::WorldStart& w, WorldStart* s) {
   s->source_rank = w.source_rank();
   if (w.has_expected_digest()) get(w.expected_digest(), &s->expected_digest.emplace());
   s->stop_after = w.stop_after();
+  if (w.has_base()) get(w.base(), &s->base.emplace());
+  s->removed.assign(w.removed().begin(), w.removed().end());
 }
 
 void put(const WorldStarted& s, wire::WorldStarted* w) {

@@ -132,17 +132,26 @@ enum class StateSource : int32_t {
 // Begin a generation. Survivors (members that hold state) first bring themselves to start_step: those that sealed with
 // prepared = start_step roll forward by applying. Then the mesh is connected, joiners get the state, digests are
 // compared, WorldStarted is sent, and step start_step begins.
+// To who was in the generation before and has its list, only the changes are sent: a list of a thousand members to each of a
+// thousand would be the longest part of a world change.
 struct WorldStart {
   Generation generation;
   std::string lineage;
-  std::vector<Member> members;  // by rank
+  std::vector<Member> members;  // by rank; with `base`, those that it lacks or that are new processes, by worker id
   Step start_step = 0;          // state[start_step] is what everybody must hold
   StateSource source = StateSource::kInitial;
   std::string checkpoint_path;
   Rank source_rank = -1;
   std::optional<StateDigest> expected_digest;  // of state[start_step], when the ledger or manifest knows it
   Step stop_after = -1;                        // finish once state[stop_after] is reached; -1: total_steps
+  std::optional<Generation> base;              // members are these changes to that generation's
+  std::vector<WorkerId> removed;               // with `base`: its members that are none now
 };
+// The changes that make `full` (its members sorted by worker id) of the members of generation `base`.
+WorldStart shorten(const WorldStart& full, const Generation& base, const std::vector<Member>& base_members);
+// The full form again: members by worker id, ranks in that order.
+WorldStart expand(WorldStart shortened, std::vector<Member> base_members);
+
 struct WorldStarted {
   Generation generation;
   Step step = 0;

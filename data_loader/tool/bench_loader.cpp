@@ -101,7 +101,7 @@ class Pulling {
       while (int64_t(open_.size()) < o.in_flight) {
         const Step step = next_step_++ % steps;
         const uint64_t id = next_id_++;
-        TESSERA_TRY(client_->send(proto::TileRequest{id, step, 0, o.tile * o.size * o.size * 3}));
+        TESSERA_TRY(client_->send(proto::TileRequest{id, step, 0, o.tile * o.size * o.size * 3, {}}));
         open_[id] = {};
       }
       auto incoming = client_->receive(200);

@@ -34,6 +34,8 @@ struct Trainer {
   Generation newest, highest;  // highest: whatever it believes
   p::Phase phase = p::Phase::kStarting;
   Millis phase_since = 0;
+  Generation members_of;
+  std::vector<p::Member> members;
   std::optional<p::CheckpointFile> held;  // the next rank's share of the newest snapshot
   bool finished = false;
 };
@@ -216,10 +218,16 @@ class Cluster {
   }
 
   // A generation names one membership ever; state never starts behind a committed step unless it comes from a checkpoint.
-  void check_grant(const p::WorldStart& start) {
+  static std::string members_text(const p::WorldStart& start) {
     std::string members;
-    for (const auto& m : start.members) members += m.worker_id + "#" + std::to_string(m.incarnation) + " ";
-    const std::string text = members + "@" + std::to_string(start.start_step);
+    for (const auto& m : start.members) members += m.worker_id + "#" + std::to_string(m.incarnation) + "=" + std::to_string(m.rank) + " ";
+    return members;
+  }
+  void check_grant(const p::WorldStart& sent) {
+    p::WorldStart start = sent;
+    start.members = state_.world.members, start.base.reset(), start.removed.clear();  // in whichever form it is sent
+    const std::string members = members_text(start), text = members + "@" + std::to_string(start.start_step);
+    full_[start.generation] = members;
     const auto [it, fresh] = granted_.emplace(start.generation, text);
     if (fresh) previous_ = latest_, latest_ = start.generation;
     if (!fresh && it->second != text) violate("generation " + to_string(start.generation) + " was granted twice: " + it->second + " and " + text);
@@ -374,7 +382,11 @@ class Cluster {
         to_coordinator(x.id, x.incarnation, p::TrainerReady{});
       });
     } else if (const auto* start = std::get_if<p::WorldStart>(&payload)) {
-      enter_world(t, *start);
+      if (start->base && *start->base != t.members_of) return;  // the whole list will come
+      const p::WorldStart full = start->base ? p::expand(*start, t.members) : *start;
+      if (const auto granted = full_.find(full.generation); granted != full_.end() && granted->second != members_text(full)) violate("generation " + to_string(full.generation) + " has other members for " + t.id);
+      t.members_of = full.generation, t.members = full.members;
+      enter_world(t, full);
     } else if (const auto* stop = std::get_if<p::WorldStop>(&payload)) {
       if (t.world && stop->generation == t.world->generation) seal(t);
       else if (!t.world && stop->generation == t.newest) to_coordinator(t.id, t.incarnation, p::Sealed{stop->generation, t.applied, t.prepared, digest_of(t.applied, t.taint), {}});
@@ -512,7 +524,16 @@ class Cluster {
     if (t.votes.size() == t.world->members.size() && t.prepared && t.running) apply(t);
   }
   std::map<std::pair<WorkerId, Step>, std::set<WorkerId>> early_votes_;
+  // If anyone applied step k, every survivor holds the whole gradient of k: that is what roll forward stands on.
+  void check_fence(const Trainer& t) {
+    for (const auto& m : t.world->members) {
+      const Trainer* peer = find(m.worker_id, m.incarnation);
+      const bool holds = !peer || peer->applied > t.applied || (peer->applied == t.applied && peer->prepared);
+      if (!holds) violate(t.id + " applies step " + std::to_string(t.applied) + ", whose gradient is not whole at " + m.worker_id);
+    }
+  }
   void apply(Trainer& t) {
+    check_fence(t);
     p::StepDone done;
     done.generation = t.world->generation, done.lineage = "sim", done.step = t.applied;
     done.state_digest = digest_of(t.applied, t.taint);
@@ -619,7 +640,7 @@ class Cluster {
   std::map<WorkerId, Trainer> trainers_;
   std::map<WorkerId, int> daemon_life_;
   std::map<std::string, Millis> link_last_;
-  std::map<Generation, std::string> granted_;
+  std::map<Generation, std::string> granted_, full_;
   Generation latest_, previous_;                               // granted
   std::map<WorkerId, std::pair<Generation, uint64_t>> told_;   // generation that it sealed, incarnation
   std::map<Generation, Step> directives_;

@@ -243,6 +243,13 @@ void ControlLink::handle(proto::Payload payload) {
 
 // Commands for the training thread; those of an older term or a sealed generation are dropped here.
 void ControlLink::accept(proto::Payload payload) {
+  if (auto* start = std::get_if<proto::WorldStart>(&payload)) {
+    if (start->base) {
+      if (*start->base != members_of_) return log_info("generation {} is described by its changes to {}, which is not known here; the whole list will come", to_string(start->generation), to_string(*start->base));
+      *start = proto::expand(std::move(*start), members_);
+    }
+    members_of_ = start->generation, members_ = start->members;
+  }
   const auto drop = [](const char* what, const Generation& g) { log_info("{} of generation {} came too late; left alone", what, to_string(g)); };
   if (const auto* stop = std::get_if<proto::WorldStop>(&payload); stop && !fence_.admit_stop(stop->generation)) return drop("a WorldStop", stop->generation);
   if (const auto* start = std::get_if<proto::WorldStart>(&payload); start && !fence_.admit_start(start->generation)) return drop("a WorldStart", start->generation);

@@ -81,6 +81,8 @@ class ControlLink {
   std::function<void(const proto::ShardAssignment&)> assignment_sink_;
   std::function<void(const proto::Payload&)> checkpoint_sink_;
   Fence fence_;
+  Generation members_of_;             // whose list of members is the last one known
+  std::vector<proto::Member> members_;
   Step acknowledged_ = -1;
   Millis resent_at_ = 0;
   bool reporting_ = false;  // this rank's StepDones go to the coordinator, not only into the kept ones

@@ -199,7 +199,7 @@ bool Fetcher::send_request(const Key& key, Millis now) {
   if (awake.empty()) return false;
   const std::string& name = awake[size_t(key.first * function_.batch.tiles + key.second) % awake.size()];
   const uint64_t id = next_id_++;
-  if (auto sent = loaders_.at(name).client->send(proto::TileRequest{id, key.first, key.second, tile_bytes_}); !sent) {
+  if (auto sent = loaders_.at(name).client->send(proto::TileRequest{id, key.first, key.second, tile_bytes_, {}}); !sent) {
     loaders_.at(name).quiet_until = now + kQuietMs;
     return true;
   }

@@ -28,7 +28,7 @@ class TileClient {
 
   uint64_t ask(Step step, TileIndex tile, int64_t credit_bytes) {
     const uint64_t id = next_++;
-    send(proto::TileRequest{id, step, tile, credit_bytes});
+    send(proto::TileRequest{id, step, tile, credit_bytes, {}});
     return id;
   }
   void cancel(uint64_t id) { send(proto::TileCancel{id}); }

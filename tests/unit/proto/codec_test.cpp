@@ -120,7 +120,7 @@ void expect_refused(Change change, const char* what) {
     fill(message, draw), make_valid(message, draw);
   } while ([&] {
     if constexpr (std::is_same_v<T, TileHeader>) return message.contexts.empty() || message.targets.empty() || message.context_length == 0 || message.target_length == 0;
-    if constexpr (std::is_same_v<T, WorldStart>) return message.members.size() < 2;
+    if constexpr (std::is_same_v<T, WorldStart>) return message.members.size() < 2 || message.base.has_value();
     if constexpr (std::is_same_v<T, SampleTile>) return message.sample_ids.empty();
     if constexpr (std::is_same_v<T, SampleRequest>) return message.sample_ids.empty();
     if constexpr (std::is_same_v<T, ShardAssignment>) return message.loaders.empty();

@@ -50,7 +50,7 @@ TESSERA_FIELDS(TrainerFenced, a, b)
 TESSERA_FIELDS(TrainerHello, a, b, c, d, e, f_, g, h, i, j)
 TESSERA_FIELDS(TrainerWelcome, a, b, c, d, e, f_, g, h, i, j)
 TESSERA_NO_FIELDS(TrainerReady)
-TESSERA_FIELDS(WorldStart, a, b, c, d, e, f_, g, h, i)
+TESSERA_FIELDS(WorldStart, a, b, c, d, e, f_, g, h, i, j, k)
 TESSERA_FIELDS(WorldStarted, a, b, c)
 TESSERA_FIELDS(WorldFault, a, b, c, d, e, f_)
 TESSERA_FIELDS(WorldStop, a, b)
@@ -161,6 +161,7 @@ inline void make_valid(SampleTile& t, std::mt19937_64& draw) {
 }
 inline void make_valid(WorldStart& w, std::mt19937_64& draw) {
   for (size_t i = 0; i < w.members.size(); ++i) w.members[i].rank = Rank(i);
+  if (!w.base) w.removed.clear();
   w.start_step = int64_t(draw() >> 2), w.source_rank = Rank(draw() % (w.members.size() + 1)) - 1;
 }
 inline void make_valid(TileRequest& r, std::mt19937_64& draw) { r.step = int64_t(draw() >> 1), r.tile = int32_t(draw() >> 33), r.credit_bytes = int64_t(draw() >> 1); }
