@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "data_loader/decode/codecs.h"
+#include "data_loader/decode/packed_jpeg.h"
 
 namespace tessera::data {
 namespace {
@@ -43,20 +44,29 @@ void reserve_window(WindowImage& out, const ImageSize& full, const PixelWindow& 
 }
 
 Result<ImageSize> image_size(std::span<const uint8_t> bytes, const DecodeLimits& limits) {
-  if (is_jpeg(bytes)) return jpeg_size(bytes, limits);
+  if (is_jpeg(bytes)) return jpeg_size(bytes, int64_t(bytes.size()), limits);
   if (is_png(bytes)) return png_size(bytes, limits);
+  if (is_packed_jpeg(bytes)) {
+    TESSERA_ASSIGN(const PackedJpeg packed, parse_packed_jpeg(bytes));
+    return jpeg_size(packed.header, packed.original_bytes, limits);
+  }
   return unknown(bytes);
 }
 
 Result<Image> decode(std::span<const uint8_t> bytes, int bottom, const DecodeLimits& limits) {
   if (is_jpeg(bytes)) return jpeg_decode(bytes, bottom, limits);
   if (is_png(bytes)) return png_decode(bytes, bottom, limits);
+  if (is_packed_jpeg(bytes)) {
+    TESSERA_ASSIGN(const std::string original, unpack_jpeg(bytes));
+    return jpeg_decode({reinterpret_cast<const uint8_t*>(original.data()), original.size()}, bottom, limits);
+  }
   return unknown(bytes);
 }
 
 Status decode_window(std::span<const uint8_t> bytes, const PixelWindow& window, WindowImage& out, const DecodeLimits& limits) {
   if (is_jpeg(bytes)) return jpeg_decode_window(bytes, window, out, limits);
   if (is_png(bytes)) return png_decode_window(bytes, window, out, limits);
+  if (is_packed_jpeg(bytes)) return packed_decode_window(bytes, window, out, limits);
   return unknown(bytes);
 }
 

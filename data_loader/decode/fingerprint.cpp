@@ -82,6 +82,8 @@ Hash128 hash_of_probes() {
 
 }  // namespace
 
+std::span<const uint8_t> probe_jpeg() { return kProbe420; }
+
 std::string decoder_fingerprint() {
   static const std::string fingerprint = jpeg_version() + "; " + png_version() + "; pixels " + to_hex(hash_of_probes());
   return fingerprint;

@@ -1,23 +1,11 @@
+#include "data_loader/decode/jpeg_handle.h"
+
 #include <algorithm>
-#include <csetjmp>
-#include <cstdio>
 #include <cstring>
 #include <jerror.h>
-#include <jpeglib.h>
-
-#include "data_loader/decode/codecs.h"
 
 namespace tessera::data {
 namespace {
-
-// libjpeg reports through longjmp: every function below that calls setjmp holds nothing with a destructor.
-struct JpegError {
-  jpeg_error_mgr base;
-  jmp_buf jump;
-  char text[JMSG_LENGTH_MAX];
-  bool warned;
-  int scans_max;
-};
 
 void on_error(j_common_ptr info) {
   auto* error = reinterpret_cast<JpegError*>(info->err);
@@ -43,31 +31,10 @@ void on_progress(j_common_ptr info) {
   longjmp(error->jump, 1);
 }
 
-struct Jpeg {
-  jpeg_decompress_struct info;
-  JpegError error;
-  jpeg_progress_mgr progress;
-
-  explicit Jpeg(const DecodeLimits& limits) {
-    std::memset(&info, 0, sizeof info);
-    std::memset(&progress, 0, sizeof progress);
-    info.err = jpeg_std_error(&error.base);
-    error.base.error_exit = on_error;
-    error.base.emit_message = on_message;
-    error.warned = false;
-    error.text[0] = 0;
-    error.scans_max = limits.max_scans;
-    jpeg_create_decompress(&info);
-    progress.progress_monitor = on_progress;
-    info.progress = &progress;
-  }
-  ~Jpeg() { jpeg_destroy_decompress(&info); }
-  Jpeg(const Jpeg&) = delete;
-  Jpeg& operator=(const Jpeg&) = delete;
-
-  tl::unexpected<Error> failed() const { return bad_image(std::string("JPEG: ") + (error.text[0] ? error.text : "not readable")); }
-  ImageSize size() const { return {int(info.image_width), int(info.image_height)}; }
-};
+uint8_t muldiv255(unsigned a, unsigned b) {
+  const unsigned t = a * b + 128;
+  return uint8_t(((t >> 8) + t) >> 8);
+}
 
 bool read_header(Jpeg& jpeg, const uint8_t* bytes, size_t size) {
   if (setjmp(jpeg.error.jump)) return false;
@@ -75,7 +42,23 @@ bool read_header(Jpeg& jpeg, const uint8_t* bytes, size_t size) {
   return jpeg_read_header(&jpeg.info, TRUE) == JPEG_HEADER_OK;
 }
 
-bool start(Jpeg& jpeg, J_COLOR_SPACE colours) {
+}  // namespace
+
+Jpeg::Jpeg(const DecodeLimits& limits) {
+  std::memset(&info, 0, sizeof info);
+  std::memset(&progress, 0, sizeof progress);
+  info.err = jpeg_std_error(&error.base);
+  error.base.error_exit = on_error;
+  error.base.emit_message = on_message;
+  error.warned = false;
+  error.text[0] = 0;
+  error.scans_max = limits.max_scans;
+  jpeg_create_decompress(&info);
+  progress.progress_monitor = on_progress;
+  info.progress = &progress;
+}
+
+bool start_jpeg(Jpeg& jpeg, J_COLOR_SPACE colours) {
   if (setjmp(jpeg.error.jump)) return false;
   const auto space = jpeg.info.jpeg_color_space;
   jpeg.info.out_color_space = space == JCS_CMYK || space == JCS_YCCK ? JCS_CMYK : colours;
@@ -84,15 +67,6 @@ bool start(Jpeg& jpeg, J_COLOR_SPACE colours) {
   return jpeg_start_decompress(&jpeg.info) && !jpeg.error.warned;
 }
 
-// Goes to row `top`, with columns [*left, *left + *width) or a few more, which it writes back.
-bool narrow(Jpeg& jpeg, JDIMENSION top, JDIMENSION* left, JDIMENSION* width) {
-  if (setjmp(jpeg.error.jump)) return false;
-  jpeg_crop_scanline(&jpeg.info, left, width);
-  if (top > 0 && jpeg_skip_scanlines(&jpeg.info, top) != top) return false;
-  return !jpeg.error.warned;
-}
-
-// Reads `count` rows to `out`, `row_bytes` apart.
 bool read_rows(Jpeg& jpeg, uint8_t* out, int64_t row_bytes, int count) {
   if (setjmp(jpeg.error.jump)) return false;
   constexpr int kRows = 16;
@@ -107,12 +81,6 @@ bool read_rows(Jpeg& jpeg, uint8_t* out, int64_t row_bytes, int count) {
   return !jpeg.error.warned;
 }
 
-uint8_t muldiv255(unsigned a, unsigned b) {
-  const unsigned t = a * b + 128;
-  return uint8_t(((t >> 8) + t) >> 8);
-}
-
-// Inverted CMYK as Pillow reads it; out may be in.
 void cmyk_to_rgb(const uint8_t* in, int width, int out_pixel_bytes, uint8_t* out) {
   for (int x = 0; x < width; ++x, in += 4, out += out_pixel_bytes) {
     const unsigned not_k = in[3], c = in[0], m = in[1], y = in[2];
@@ -122,36 +90,23 @@ void cmyk_to_rgb(const uint8_t* in, int width, int out_pixel_bytes, uint8_t* out
   }
 }
 
-Status open(Jpeg& jpeg, std::span<const uint8_t> bytes, const DecodeLimits& limits) {
+Status open_jpeg(Jpeg& jpeg, std::span<const uint8_t> bytes, int64_t encoded_bytes, const DecodeLimits& limits) {
   if (!read_header(jpeg, bytes.data(), bytes.size())) return jpeg.failed();
   // A Huffman-coded block costs at least a bit, and 18 blocks hold at most 1,024 pixels.
   const int64_t pixels_per_byte = jpeg.info.arith_code ? int64_t{1} << 20 : 1024;
-  return check_claim("JPEG", jpeg.info.image_width, jpeg.info.image_height, int64_t(bytes.size()), pixels_per_byte, limits);
+  return check_claim("JPEG", jpeg.info.image_width, jpeg.info.image_height, encoded_bytes, pixels_per_byte, limits);
 }
 
-// libjpeg-turbo's partial decoding is trusted for the usual layouts only; others are decoded whole.
-bool may_narrow(const jpeg_decompress_struct& info) {
-  if (jpeg_has_multiple_scans(const_cast<j_decompress_ptr>(&info)) || info.progressive_mode) return false;
-  const jpeg_component_info* c = info.comp_info;
-  if (info.num_components == 1) return c[0].h_samp_factor == 1 && c[0].v_samp_factor == 1;
-  if (info.num_components != 3) return false;
-  for (int i = 1; i < 3; ++i)
-    if (c[i].h_samp_factor != 1 || c[i].v_samp_factor != 1) return false;
-  return c[0].h_samp_factor <= 2 && c[0].v_samp_factor <= 2;
-}
-
-}  // namespace
-
-Result<ImageSize> jpeg_size(std::span<const uint8_t> bytes, const DecodeLimits& limits) {
+Result<ImageSize> jpeg_size(std::span<const uint8_t> bytes, int64_t encoded_bytes, const DecodeLimits& limits) {
   Jpeg jpeg(limits);
-  TESSERA_TRY(open(jpeg, bytes, limits));
+  TESSERA_TRY(open_jpeg(jpeg, bytes, encoded_bytes, limits));
   return jpeg.size();
 }
 
 Result<Image> jpeg_decode(std::span<const uint8_t> bytes, int bottom, const DecodeLimits& limits) {
   Jpeg jpeg(limits);
-  TESSERA_TRY(open(jpeg, bytes, limits));
-  if (!start(jpeg, JCS_RGB)) return jpeg.failed();
+  TESSERA_TRY(open_jpeg(jpeg, bytes, int64_t(bytes.size()), limits));
+  if (!start_jpeg(jpeg, JCS_RGB)) return jpeg.failed();
   Image image;
   image.width = jpeg.size().width, image.height = jpeg.size().height;
   image.rows = bottom > 0 ? std::min(bottom, image.height) : image.height;
@@ -167,30 +122,6 @@ Result<Image> jpeg_decode(std::span<const uint8_t> bytes, int bottom, const Deco
     cmyk_to_rgb(line.data(), image.width, 3, image.rgb.data() + y * row_bytes);
   }
   return image;
-}
-
-Status jpeg_decode_window(std::span<const uint8_t> bytes, const PixelWindow& window, WindowImage& out, const DecodeLimits& limits) {
-  Jpeg jpeg(limits);
-  TESSERA_TRY(open(jpeg, bytes, limits));
-  const ImageSize full = jpeg.size();
-  TESSERA_TRY(check_window(window, full));
-  if (!start(jpeg, JCS_EXT_RGBX)) return jpeg.failed();
-  const int bottom = window.top + window.height;
-  PixelWindow decoded{0, 0, bottom, full.width};
-  if (may_narrow(jpeg.info)) {
-    // Fancy up-sampling reads one pixel beyond each edge; with fewer than three chroma columns it is not used at all.
-    constexpr int kMinWidth = 16;
-    const int left = std::max(0, std::min(window.left - 1, full.width - kMinWidth));
-    const int right = std::min(full.width, std::max(window.left + window.width + 1, left + kMinWidth));
-    JDIMENSION at = JDIMENSION(left), width = JDIMENSION(right - left);
-    const int top = std::max(0, window.top - 1);
-    if (!narrow(jpeg, JDIMENSION(top), &at, &width)) return jpeg.failed();
-    decoded = {top, int(at), bottom - top, int(width)};
-  }
-  reserve_window(out, full, decoded);
-  if (!read_rows(jpeg, out.rgbx.data(), out.row_bytes, decoded.height)) return jpeg.failed();
-  if (jpeg.info.out_color_space == JCS_CMYK) cmyk_to_rgb(out.rgbx.data(), decoded.width * decoded.height, 4, out.rgbx.data());
-  return {};
 }
 
 std::string jpeg_version() {

@@ -1,5 +1,5 @@
 // Images per second and core: whole libjpeg decode (the limit that other loaders stop at) against window decode and the
-// whole path, on a folder of photos (default ../shared/data/photos); masks and order beside it. CPU time of this thread;
+// whole path, from plain JPEGs and from repacked ones, on a folder of photos (default ../shared/data/photos); masks and order beside it. CPU time of this thread;
 // best of three rounds. Prints one JSON object on the last line.
 #include <time.h>
 
@@ -13,7 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "data_loader/decode/codecs.h"
 #include "data_loader/decode/decode.h"
+#include "data_loader/decode/packed_jpeg.h"
 #include "data_loader/masking/masking.h"
 #include "data_loader/order/order.h"
 #include "data_loader/transform/sample_transform.h"
@@ -61,18 +63,36 @@ int main(int argc, char** argv) {
   };
   uint64_t used = 0;
   line("whole_decode", best_rate(n, [&](int i) { used += decode(photos[size_t(i)])->rgb[0]; }), "images/s");
-  WindowImage window;
-  line("window_decode", best_rate(n, [&](int i) {
-         const auto& bytes = photos[size_t(i)];
-         const proto::CropBox box = crop_of(f, 0, i, *image_size(bytes));
-         used += decode_window(bytes, {box.top, box.left, box.height, box.width}, window).has_value();
-       }), "images/s");
-  for (const char* interpolation : {"bilinear", "bicubic"}) {
-    f.data.interpolation = interpolation;
-    auto transform = *SampleTransform::create(f);
-    line((std::string("decode_crop_resize_") + interpolation).c_str(), best_rate(n, [&](int i) { used += transform.training_crop(photos[size_t(i)], 0, i, out.data()).has_value(); }), "images/s");
-    std::fprintf(stderr, "%34s decode %.3f ms, resize %.3f ms\n", "", transform.decode_seconds() / (3 * n) * 1e3, transform.resize_seconds() / (3 * n) * 1e3);
+  std::vector<std::vector<uint8_t>> packed;
+  double plain_bytes = 0, packed_bytes = 0;
+  for (const auto& photo : photos) {
+    const auto made = pack_jpeg(photo);
+    packed.push_back(made ? std::vector<uint8_t>(made->begin(), made->end()) : photo);
+    plain_bytes += double(photo.size()), packed_bytes += double(packed.back().size());
   }
+  line("repacked_size_ratio_x1000", 1000 * packed_bytes / plain_bytes, "/ 1000");
+  WindowImage window;
+  const auto window_of = [&](int i, const std::vector<uint8_t>& bytes) {
+    const proto::CropBox box = crop_of(f, 0, i, *image_size(bytes));
+    return PixelWindow{box.top, box.left, box.height, box.width};
+  };
+  line("window_decode_library", best_rate(n, [&](int i) {
+         const auto& bytes = photos[size_t(i)];
+         used += jpeg_decode_window(bytes, window_of(i, bytes), window, {}, EntropyCode::kLibrary).has_value();
+       }), "images/s");
+  for (const bool repacked : {false, true}) {
+    const auto& files = repacked ? packed : photos;
+    const std::string suffix = repacked ? "_repacked" : "";
+    line(("window_decode" + suffix).c_str(), best_rate(n, [&](int i) { used += decode_window(files[size_t(i)], window_of(i, files[size_t(i)]), window).has_value(); }), "images/s");
+    for (const char* interpolation : {"bilinear", "bicubic"}) {
+      f.data.interpolation = interpolation;
+      auto transform = *SampleTransform::create(f);
+      line(("decode_crop_resize_" + (interpolation + suffix)).c_str(), best_rate(n, [&](int i) { used += transform.training_crop(files[size_t(i)], 0, i, out.data()).has_value(); }), "images/s");
+      std::fprintf(stderr, "%34s decode %.3f ms, resize %.3f ms\n", "", transform.decode_seconds() / (3 * n) * 1e3, transform.resize_seconds() / (3 * n) * 1e3);
+    }
+  }
+  report["pipeline_to_whole_decode"] = report["decode_crop_resize_bilinear"].get<double>() / report["whole_decode"].get<double>();
+  report["pipeline_to_whole_decode_repacked"] = report["decode_crop_resize_bilinear_repacked"].get<double>() / report["whole_decode"].get<double>();
   f.batch.tile_size = 128, f.batch.tiles = 1;
   for (const char* mode : {"uniform", "reference"}) {
     f.masks.mode = mode;
