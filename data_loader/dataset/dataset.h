@@ -44,7 +44,8 @@ Status check_digest(const Dataset& dataset, const std::string& wanted);
 class SampleReader {
  public:
   explicit SampleReader(std::shared_ptr<const Dataset> dataset) : dataset_(std::move(dataset)) {}
-  // The original encoded bytes. Errors: kFixData when they differ from the manifest's hash (they are never used), the
+  // The stored bytes: the encoded image, or its packed form (decode.h takes both; original_image() in repack.h gives the
+  // original). Errors: kFixData when they differ from the manifest's hash (they are never used), the
   // shard is shorter or gone; kIo. The sentence names shard, key and byte.
   Result<std::string> read(SampleId id);
   // "shard train-000.tar, key 'a/b', byte 10240" or "file cat/1.jpg".

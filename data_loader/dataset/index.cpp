@@ -9,7 +9,9 @@
 
 #include "data_loader/dataset/labels.h"
 #include "data_loader/dataset/parallel.h"
+#include "data_loader/dataset/repack.h"
 #include "data_loader/dataset/tar.h"
+#include "data_loader/decode/packed_jpeg.h"
 
 namespace tessera::data {
 namespace {
@@ -20,6 +22,8 @@ struct Indexed {
   int64_t offset = 0, size = 0;
   uint32_t file = 0;
   SampleLabels labels;
+  Codec codec = Codec::kOriginal;
+  Hash128 stored_hash;
 };
 struct Part {  // of one shard, or of one run of images
   std::vector<Indexed> samples;
@@ -55,7 +59,7 @@ class ShardIndexer {
       if (!member) break;
       std::string key, extension;
       if (!split_member_name(member->name, &key, &extension)) continue;
-      if (is_image_extension(extension)) TESSERA_TRY(add_image(*member, key, extension));
+      if (is_image_extension(extension) || extension == kPackedExtension) TESSERA_TRY(add_image(*member, key, extension));
       else if (extension == "cls" || extension == "json") TESSERA_TRY(add_labels(*member, key, extension));
     }
     Part part;
@@ -85,8 +89,16 @@ class ShardIndexer {
     PendingKey& entry = pending(key, member);
     if (entry.image) return twice(member, key, "image (" + entry.image_extension + " and " + extension + ")");
     TESSERA_ASSIGN(const std::string content, file_.read(member.offset, member.size));
-    if (const std::string defect = image_defect(as_bytes(content)); !defect.empty()) bad_.push_back({key, where(member) + " " + defect});
-    entry.image = Indexed{key, hash_bytes(content), member.offset, member.size, file_index_, {}};
+    const Hash128 stored_hash = hash_bytes(content);
+    Indexed image{key, stored_hash, member.offset, member.size, file_index_, {}, Codec::kOriginal, stored_hash};
+    if (extension == kPackedExtension) {
+      const auto original = unpack_jpeg(as_bytes(content));
+      if (!original) return fail(ErrorCode::kFixData, "[data_loader] " + where(member) + " cannot be unpacked: " + original.error().message + "; repack the shard from the originals");
+      image.codec = Codec::kPackedJpeg, image.hash = hash_bytes(*original);
+    } else if (const std::string defect = image_defect(as_bytes(content)); !defect.empty()) {
+      bad_.push_back({key, where(member) + " " + defect});
+    }
+    entry.image = std::move(image);
     entry.image_extension = extension;
     order_.push_back(key);
     return {};
@@ -165,7 +177,7 @@ Result<std::vector<Part>> index_folder(const Source& source, int threads) {
     for (size_t i = size_t(p) * kRun; i < std::min(images.size(), (size_t(p) + 1) * kRun); ++i) {
       const std::string& path = source.files[images[i]].path;
       TESSERA_ASSIGN(const std::string content, read_whole(source, images[i]));
-      Indexed sample{path.substr(0, path.rfind('.')), hash_bytes(content), 0, int64_t(content.size()), images[i], {}};
+      Indexed sample{path.substr(0, path.rfind('.')), hash_bytes(content), 0, int64_t(content.size()), images[i], {}, Codec::kOriginal, hash_bytes(content)};
       if (const std::string defect = image_defect(as_bytes(content)); !defect.empty()) parts[size_t(p)].bad.push_back({sample.key, "file " + source.base + "/" + path + " " + defect});
       for (const char* extension : {".cls", ".json"})  // the class of .cls wins, so it comes first
         if (const auto sidecar = by_path.find(sample.key + extension); sidecar != by_path.end()) TESSERA_TRY(add_sidecar(source, sidecar->second, &sample));
@@ -257,7 +269,7 @@ Result<ManifestDraft> index_source(const Source& source, int threads) {
       const auto value = sample.labels.values.find(name);
       row.push_back(value == sample.labels.values.end() ? std::numeric_limits<double>::quiet_NaN() : value->second);
     }
-    draft.samples.push_back({std::move(sample.key), sample.hash, {sample.offset, sample.size, sample.file, Codec::kOriginal, sample.hash}, std::move(row)});
+    draft.samples.push_back({std::move(sample.key), sample.hash, {sample.offset, sample.size, sample.file, sample.codec, sample.stored_hash}, std::move(row)});
   }
   return draft;
 }

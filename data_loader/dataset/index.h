@@ -18,7 +18,7 @@ inline constexpr int64_t kMaxImageBytes = int64_t{256} << 20;
 // Sample order: shards by name and members by position; images of a folder by relative path. A sample's class is its
 // .cls, else "class" in its .json, else the place of its top subfolder's name among all of them.
 // Errors: kFixData with file, key and byte: a damaged tar, a key that occurs twice, labels that cannot be read, an image
-// above kMaxImageBytes; kIo. Images that look undecodable (wrong signature, cut) stay samples and are listed in bad: what
+// above kMaxImageBytes, a packed JPEG (.tsj, see repack.h) that cannot be unpacked; kIo. Images that look undecodable (wrong signature, cut) stay samples and are listed in bad: what
 // becomes of them is decided by function.data.undecodable.
 Result<ManifestDraft> index_source(const Source& source, int threads);
 

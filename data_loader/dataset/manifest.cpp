@@ -1,5 +1,6 @@
 #include "data_loader/dataset/manifest.h"
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cmath>
@@ -178,7 +179,7 @@ Status Manifest::parse(const std::string& path) {
   uint64_t path_end = 0;
   for (const FileEntry& file : files_) sound = sound && file.path_end >= path_end, path_end = file.path_end;
   sound = sound && path_end == header.path_bytes;
-  for (const StoredSample& sample : stored_) sound = sound && sample.file < header.files && sample.offset >= 0 && sample.size >= 0;
+  for (const StoredSample& sample : stored_) sound = sound && sample.file < header.files && sample.offset >= 0 && sample.size >= 0 && sample.codec <= Codec::kPackedJpeg;
   for (size_t i = 0; i < blocks_.size(); ++i) sound = sound && (i == 0 ? blocks_[0] == 0 : blocks_[i] > blocks_[i - 1]) && blocks_[i] < int64_t(header.samples);
   if (!sound || blocks_.empty()) return damaged("has tables that do not fit together");
   TESSERA_TRY(parse_text({text.data(), text.size()}, path));
@@ -221,6 +222,10 @@ int64_t Manifest::total_bytes() const {
   int64_t sum = 0;
   for (const StoredSample& sample : stored_) sum += sample.size;
   return sum;
+}
+
+int64_t Manifest::packed_count() const {
+  return std::count_if(stored_.begin(), stored_.end(), [](const StoredSample& sample) { return sample.codec == Codec::kPackedJpeg; });
 }
 
 int64_t Manifest::shard_count() const { return int64_t(blocks_.size()); }

@@ -27,7 +27,8 @@
 namespace tessera::data {
 
 enum class Codec : uint32_t {
-  kOriginal = 0,  // the encoded image as it came
+  kOriginal = 0,    // the encoded image as it came
+  kPackedJpeg = 1,  // decode/packed_jpeg.h; the content hash is that of the JPEG it was made of
 };
 
 struct StoredSample {
@@ -97,7 +98,8 @@ class Manifest {
 
   const Hash128& digest() const { return digest_; }
   int64_t sample_count() const { return int64_t(hashes_.size()); }
-  int64_t total_bytes() const;  // of the original encoded images
+  int64_t total_bytes() const;   // of the images as stored
+  int64_t packed_count() const;  // samples that are stored as packed JPEGs
   std::string_view key(SampleId id) const;
   const Hash128& content_hash(SampleId id) const { return hashes_[size_t(id)]; }
   const StoredSample& stored(SampleId id) const { return stored_[size_t(id)]; }

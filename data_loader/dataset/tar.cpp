@@ -171,22 +171,37 @@ Result<std::optional<TarMember>> TarReader::next() {
   }
 }
 
-void append_tar_member(std::string* archive, std::string_view name, std::string_view content) {
-  TESSERA_CHECK(name.size() <= sizeof(RawHeader::name), "tar member name of over 100 bytes: " + std::string(name));
+namespace {
+
+size_t append_member(std::string* archive, std::string_view name, std::string_view content, char type) {
   RawHeader header{};
-  std::memcpy(header.name, name.data(), name.size());
+  std::memcpy(header.name, name.data(), std::min(name.size(), sizeof header.name));
   const auto octal = [](char* to, size_t digits, int64_t value) {
     for (size_t i = digits; i-- > 0; value /= 8) to[i] = char('0' + value % 8);
   };
   octal(header.mode, 7, 0644), octal(header.uid, 7, 0), octal(header.gid, 7, 0);
   octal(header.size, 11, int64_t(content.size())), octal(header.mtime, 11, 0);
-  header.type = '0';
+  header.type = type;
   std::memcpy(header.magic, "ustar\00000", 8);
   octal(header.checksum, 6, checksum(header));
   header.checksum[7] = ' ';
   archive->append(reinterpret_cast<const char*>(&header), sizeof header);
+  const size_t begin = archive->size();
   archive->append(content);
   archive->append(size_t(padded(int64_t(content.size())) - int64_t(content.size())), '\0');
+  return begin;
+}
+
+}  // namespace
+
+size_t append_tar_member(std::string* archive, std::string_view name, std::string_view content) {
+  if (name.size() > sizeof(RawHeader::name)) {
+    const std::string record = " path=" + std::string(name) + "\n";
+    size_t length = record.size() + 1;  // which counts its own digits
+    while (std::to_string(length).size() + record.size() != length) ++length;
+    append_member(archive, "pax", std::to_string(length) + record, 'x');
+  }
+  return append_member(archive, name, content, '0');
 }
 
 void finish_tar(std::string* archive) { archive->append(size_t(2 * kBlock), '\0'); }

@@ -46,8 +46,9 @@ class TarReader {
   int64_t position_ = 0;
 };
 
-// Appends a regular file (mode 0644, owner 0, time 0): equal content gives equal bytes. name: at most 100 bytes.
-void append_tar_member(std::string* archive, std::string_view name, std::string_view content);
+// Appends a regular file (mode 0644, owner 0, time 0): equal content gives equal bytes. A name of over 100 bytes gets a
+// pax header. Returns where in the archive the content begins.
+size_t append_tar_member(std::string* archive, std::string_view name, std::string_view content);
 // Appends the end-of-archive mark.
 void finish_tar(std::string* archive);
 

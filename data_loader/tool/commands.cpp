@@ -6,6 +6,7 @@
 
 #include "common/clock.h"
 #include "data_loader/dataset/parallel.h"
+#include "data_loader/dataset/repack.h"
 #include "data_loader/decode/decode.h"
 
 namespace tessera::data {
@@ -17,6 +18,7 @@ nlohmann::json summary(const Dataset& dataset) {
                      {"samples", manifest.sample_count()},
                      {"shards", manifest.shard_count()},
                      {"bytes", manifest.total_bytes()},
+                     {"packed", manifest.packed_count()},
                      {"manifest_digest", to_hex(manifest.digest())},
                      {"bad", nlohmann::json::array()},
                      {"kind", manifest.kind()},
@@ -43,6 +45,17 @@ nlohmann::json label_ranges(const Manifest& manifest) {
     out[manifest.label_names()[l]] = {{"samples", count}, {"min", count ? low : 0}, {"max", count ? high : 0}, {"mean", count ? sum / double(count) : 0}};
   }
   return out;
+}
+
+// Reads, checks and decodes a sample; a packed one by way of the image that it was made of. Empty: it is good.
+std::string what_is_wrong(const Dataset& dataset, SampleReader& reader, SampleId id) {
+  auto bytes = reader.read(id);
+  if (!bytes) return bytes.error().message;
+  const auto image = original_image(dataset.manifest->stored(id), std::move(*bytes));
+  if (!image) return reader.where(id) + ": " + image.error().message;
+  if (hash_bytes(*image) != dataset.manifest->content_hash(id)) return reader.where(id) + " unpacks to another image than the manifest has; repack it from the original";
+  const auto decoded = decode({reinterpret_cast<const uint8_t*>(image->data()), image->size()});
+  return decoded ? "" : reader.where(id) + " does not decode: " + decoded.error().message;
 }
 
 }  // namespace
@@ -76,9 +89,7 @@ Result<nlohmann::json> verify_command(const OpenOptions& options) {
   TESSERA_TRY(parallel_for((count + kRun - 1) / kRun, options.threads, [&](int64_t run) -> Status {
     SampleReader reader(dataset);
     for (SampleId id = run * kRun; id < std::min(count, (run + 1) * kRun); ++id) {
-      std::string reason;
-      if (const auto bytes = reader.read(id); !bytes) reason = bytes.error().message;
-      else if (const auto image = decode({reinterpret_cast<const uint8_t*>(bytes->data()), bytes->size()}); !image) reason = reader.where(id) + " does not decode: " + image.error().message;
+      const std::string reason = what_is_wrong(*dataset, reader, id);
       if (reason.empty()) continue;
       std::lock_guard lock(mutex);
       bad.emplace(id, std::move(reason));
@@ -89,6 +100,20 @@ Result<nlohmann::json> verify_command(const OpenOptions& options) {
   out["bad"] = nlohmann::json::array();
   for (const auto& [id, reason] : bad) out["bad"].push_back({{"sample", id}, {"key", dataset->manifest->key(id)}, {"reason", reason}});
   return out;
+}
+
+Result<nlohmann::json> repack_command(const OpenOptions& open, const std::string& out) {
+  const double start = monotonic_seconds();
+  TESSERA_ASSIGN(const auto dataset, open_dataset(open));
+  TESSERA_ASSIGN(const Repacked repacked, repack(dataset, {out, open.threads}));
+  OpenOptions made = open;
+  made.data_path = out, made.index_again = false;
+  TESSERA_ASSIGN(nlohmann::json json, index_command(made));
+  json["kept"] = repacked.kept, json["shards_resumed"] = repacked.shards_resumed;
+  json["original_bytes"] = repacked.original_bytes, json["stored_bytes"] = repacked.stored_bytes;
+  json["size_ratio"] = double(repacked.stored_bytes) / double(std::max<int64_t>(1, repacked.original_bytes));
+  json["seconds"] = monotonic_seconds() - start;
+  return json;
 }
 
 Result<nlohmann::json> make_scenes_command(const std::string& folder, const ScenesOptions& options, const OpenOptions& open) {

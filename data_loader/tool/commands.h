@@ -17,6 +17,9 @@ Result<nlohmann::json> index_command(const OpenOptions& options);
 Result<nlohmann::json> inspect_command(const OpenOptions& options);
 // Reads and decodes every sample: bad lists those whose bytes differ from the manifest or do not decode.
 Result<nlohmann::json> verify_command(const OpenOptions& options);
+// Writes the dataset again in shards that decode faster: see dataset/repack.h. Adds packed, kept, original_bytes, stored_bytes, size_ratio,
+// shards_resumed, seconds.
+Result<nlohmann::json> repack_command(const OpenOptions& open, const std::string& out);
 // Writes the procedural dataset and indexes it.
 Result<nlohmann::json> make_scenes_command(const std::string& folder, const ScenesOptions& options, const OpenOptions& open);
 

@@ -1,4 +1,4 @@
-// tessera-data: index, inspect, verify datasets; make the procedural one. `tessera data ...` runs it.
+// tessera-data: index, inspect, verify, repack datasets; make the procedural one. `tessera data ...` runs it.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <thread>
@@ -17,6 +17,8 @@ void print_text(const nlohmann::json& result) {
   std::printf("%s %s, manifest %s%s\n", result.at("kind").get<std::string>().c_str(), result.at("source").get<std::string>().c_str(), result.at("manifest").get<std::string>().c_str(), result.at("indexed").get<bool>() ? " (made now)" : "");
   for (const char* name : {"labels", "label_ranges", "classes", "first"})
     if (result.contains(name) && !result[name].empty()) std::printf("%s: %s\n", name, result[name].dump().c_str());
+  if (result.contains("size_ratio"))
+    std::printf("repacked in %.1f s: %lld images packed, %lld kept as they were, %.3f times the size\n", result["seconds"].get<double>(), number("packed"), number("kept"), result["size_ratio"].get<double>());
   if (result.contains("images_per_second")) std::printf("made in %.1f s, %.0f images/s\n", result["seconds"].get<double>(), result["images_per_second"].get<double>());
   for (const auto& bad : result.at("bad")) std::printf("bad: %s\n", bad.at("reason").get<std::string>().c_str());
 }
@@ -52,6 +54,9 @@ int main(int argc, char** argv) {
   for (CLI::App* command : {index, inspect, verify}) command->add_option("path", open.data_path, "Folder of images, folder or pattern of tar shards, or scenes:N")->required();
   index->add_flag("--again", open.index_again, "Index even when the manifest looks fresh");
   std::string folder;
+  CLI::App* repack = app.add_subcommand("repack", "Write a dataset again in shards that decode several times faster; losslessly");
+  repack->add_option("path", open.data_path, "The dataset")->required();
+  repack->add_option("--out", folder, "Folder to write, new or empty; an interrupted repack to it goes on")->required();
   data::ScenesOptions options;
   scenes->add_option("--out", folder, "Folder to write, new or empty")->required();
   scenes->add_option("--count", options.count, "Images")->required();
@@ -88,6 +93,7 @@ int main(int argc, char** argv) {
   }
   if (*index) return report(data::index_command(open), json, false);
   if (*inspect) return report(data::inspect_command(open), json, false);
+  if (*repack) return report(data::repack_command(open, folder), json, false);
   if (*verify) return report(data::verify_command(open), json, true);
   return report(data::make_scenes_command(folder, options, open), json, false);
 }
