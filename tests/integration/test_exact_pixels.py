@@ -2,7 +2,7 @@
 """Crop and resize against Pillow, byte for byte: photos and smaller images of every JPEG layout, random crops, both filters,
 every code path (exact_pixels.cpp). A seeded sample of 600 pairs of image and crop; 100,000 under TESSERA_FULL.
 
-usage: test_exact_pixels.py EXACT_PIXELS [PAIRS]       (with the Python of ops/setup --test)
+usage: test_exact_pixels.py EXACT_PIXELS [PAIRS [SEED]]       (with the Python of ops/setup --test)
 """
 import hashlib
 import io
@@ -71,15 +71,15 @@ def main():
     if not photos:
         print(f"not there: {SAMPLE / 'photos'}")
         return 1 if os.environ.get("TESSERA_REQUIRE_SHARED") == "1" else 77
-    draw = random.Random(17)
+    draw = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 17)
     if pairs < 10_000:
         photos = photos[::40]
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(pathlib.Path(folder), photos)
         process = subprocess.Popen([sys.argv[1], *map(str, files)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        done, wrong, by_file = 0, [], [len(photos) * draw.random() if draw.random() < 0.3 else len(files) * draw.random() for _ in range(pairs)]
-        for index in sorted(int(i) for i in by_file):  # sorted: an image is opened by Pillow once
-            if done == 0 or index != opened:
+        done, wrong, opened = 0, [], -1
+        for index in sorted(draw.randrange(len(files)) for _ in range(pairs)):  # sorted: Pillow opens an image once
+            if index != opened:
                 opened, image = index, Image.open(files[index]).convert("RGB")
             top, left, height, width = crop(*image.size, draw)
             process.stdin.write(f"{index} {top} {left} {height} {width}\n")
