@@ -1,6 +1,9 @@
 #include "data_loader/decode/baseline_scan.h"
 
 #include <bit>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace tessera::data {
 
@@ -80,7 +83,8 @@ HuffmanDecoder::Code HuffmanDecoder::find_long(uint64_t bits) const {
 uint64_t HuffmanDecoder::one(uint32_t index, Kind kind) const {
   const uint16_t code = single_[index];
   const int length = code >> 8, size = code & 15, run = kind == Kind::kAc ? code >> 4 & 15 : 0;
-  if (length == 0 || length + size > kLookBits) return pack(0, 0, 0, kEscape, 0, 0);
+  if (length == 0) return pack(0, 0, 0, kEscape, 0, 0);
+  if (length + size > kLookBits) return pack(uint64_t(length), uint64_t(run), uint64_t(size), kEscape, 0, 0);
   if (size == 0 && kind == Kind::kDc) return pack(uint64_t(length), 0, 0, 0, 0, 0);
   if (size == 0) return pack(uint64_t(length), 0, 0, run == 15 ? 16 : kEnd, 0, 0);  // the zero goes where none was yet
   const int value = extend(int(index >> (kLookBits - length - size)) & ((1 << size) - 1), size);
@@ -119,16 +123,29 @@ bool BaselineScan::start(const ScanLayout& layout, std::span<const uint8_t> data
 
 bool BaselineScan::load_segment() {
   uint8_t* out = segment_.data();
-  for (;;) {
+  marker_ = 0;
+#if defined(__SSE2__)
+  for (const __m128i all = _mm_set1_epi8(-1); raw_ + 17 <= raw_end_ && marker_ == 0;) {
+    const __m128i piece = _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw_));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), piece);
+    const unsigned found = unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(piece, all)));
+    if (found == 0) {
+      raw_ += 16, out += 16;
+      continue;
+    }
+    const int at = std::countr_zero(found);
+    marker_ = raw_[at + 1];
+    raw_ += at + 2, out += at + (marker_ == 0);
+  }
+#endif
+  while (marker_ == 0) {
     const void* found = raw_ < raw_end_ ? std::memchr(raw_, 0xFF, size_t(raw_end_ - raw_)) : nullptr;
     if (!found || static_cast<const uint8_t*>(found) + 1 == raw_end_) return false;
     const auto* ff = static_cast<const uint8_t*>(found);
     std::memcpy(out, raw_, size_t(ff - raw_) + 1);
-    out += ff - raw_;
-    raw_ = ff + 2;
     marker_ = ff[1];
-    if (marker_ != 0) break;
-    ++out;
+    out += ff - raw_ + (marker_ == 0);
+    raw_ = ff + 2;
   }
   if (marker_ == 0xFF) return false;  // fill bytes: legal, and too rare to think about
   std::memset(out, 0, kPadding);
@@ -200,7 +217,18 @@ inline bool ac_coefficients(Bits& in, const HuffmanDecoder& table, int16_t* out)
       in.drop(drop_of(entry));
       return true;
     }
-    if (!step<kStore>(in, table, k, out)) return false;
+    const int size = second_at(entry);
+    if (advance != int(HuffmanDecoder::kEscape) || size == 0) {
+      if (!step<kStore>(in, table, k, out)) return false;
+      continue;
+    }
+    in.refill();  // a known code whose value lies beyond the look-up
+    in.drop(drop_of(entry));
+    k += first_at(entry);
+    if (k > 63) return false;
+    const int value = extend(in.take(size), size);
+    if constexpr (kStore) out[kNaturalOrder[k]] = int16_t(value);
+    ++k;
   }
   return true;
 }

@@ -41,7 +41,8 @@ class HuffmanDecoder {
   }
   // What to do with the next bits (for AC, from position k on): bits 0-7 bits to drop, 8-15 and 16-23 where the two values
   // go (relative to k), 24-31 what to add to k, 32-47 and 48-63 the values. An entry of one value has it twice. kEnd added to the advance:
-  // the block ends after it; kEscape: not in this table. DC: the first value is the difference.
+  // the block ends after it; kEscape: the value is not in this table (then the second place is its size, 0: nor is the code). DC: the first value
+  // is the difference.
   static constexpr uint64_t kEnd = 64, kEscape = 255;
   uint64_t entry(uint64_t bits) const { return pairs_[bits >> (64 - kLookBits)]; }
 

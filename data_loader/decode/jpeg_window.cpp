@@ -10,6 +10,7 @@
 #include <csetjmp>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "data_loader/decode/baseline_scan.h"
 #include "data_loader/decode/jpeg_handle.h"
@@ -184,7 +185,9 @@ bool seam_holds() {
       Jpeg jpeg({});
       if (!open_jpeg(jpeg, probe, int64_t(probe.size()), {}) || !start_jpeg(jpeg, JCS_EXT_RGBX) || !seam_looks_right(&jpeg.info)) return false;
     }
-    if (!decode_once(probe, window, plain, {}, false, &retry) || !decode_once(probe, window, own, {}, true, &retry) || retry || thread_own_windows == before) return false;
+    const bool decoded = decode_once(probe, window, plain, {}, false, &retry) && decode_once(probe, window, own, {}, true, &retry) && !retry;
+    const bool used = std::exchange(thread_own_windows, before) != before;
+    if (!decoded || !used) return false;
     const size_t bytes = size_t(plain.row_bytes) * size_t(plain.decoded.height);
     return plain.decoded == own.decoded && std::memcmp(plain.rgbx.data(), own.rgbx.data(), bytes) == 0;
   }();

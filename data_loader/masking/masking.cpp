@@ -138,8 +138,11 @@ void keep_random(PatchList& list, int length, PhiloxStream& random) {
   uint32_t left = uint32_t(list.size()), wanted = uint32_t(length);
   if (left == wanted) return;
   size_t out = 0;
-  for (size_t i = 0; wanted > 0; ++i, --left)
-    if (random.next_below(left) < wanted) list[out++] = list[i], --wanted;
+  for (size_t i = 0; wanted > 0; ++i, --left) {
+    const uint32_t keep = random.next_below(left) < wanted;  // a coin: no branch could be foreseen
+    list[out] = list[i];
+    out += keep, wanted -= keep;
+  }
   list.resize(out);
 }
 
@@ -183,6 +186,8 @@ Result<GroupMasks> multiblock(const FunctionConfig& f, Step step, int64_t mask_g
   TESSERA_TRY(sampler.check());
   GroupMasks group;
   group.targets.resize(size_t(f.masks.targets)), group.contexts.resize(size_t(f.masks.contexts));
+  for (auto* lists : {&group.targets, &group.contexts})
+    for (auto& by_image : *lists) by_image.reserve(size_t(images));
   for (int i = 0; i < images; ++i) {
     PhiloxCorner next{{uint64_t(f.seed), Purpose::kMaskPlace, image_index(f, mask_group, i), uint32_t(step)}, reference};
     TESSERA_TRY(sampler.image(next, group.targets, group.contexts));

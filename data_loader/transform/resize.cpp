@@ -113,6 +113,11 @@ void resize_scalar(const uint8_t* box_pixels, int64_t row_bytes, int in_height, 
 
 }  // namespace
 
+bool resize_code_available(ResizeCode code) {
+  if (code == ResizeCode::kAvx512) return resize_avx512_available();
+  return code != ResizeCode::kAvx2 || resize_avx2_available();
+}
+
 Result<Filter> filter_of(const std::string& interpolation) {
   if (interpolation == "bilinear") return Filter::kBilinear;
   if (interpolation == "bicubic") return Filter::kBicubic;
@@ -130,7 +135,9 @@ void crop_resize_rgbx(const uint8_t* box_pixels, int64_t row_bytes, const proto:
                       ResizeCode code) {
   prepare(s.horizontal, box.width, size, filter);
   prepare(s.vertical, box.height, size, filter);
-  if (code == ResizeCode::kBest && resize_avx2_available()) resize_avx2(box_pixels, row_bytes, box.height, box.width, size, s, out);
+  if (code == ResizeCode::kBest) code = resize_avx512_available() ? ResizeCode::kAvx512 : resize_avx2_available() ? ResizeCode::kAvx2 : ResizeCode::kScalar;
+  if (code == ResizeCode::kAvx512) resize_avx512(box_pixels, row_bytes, box.height, box.width, size, s, out);
+  else if (code == ResizeCode::kAvx2) resize_avx2(box_pixels, row_bytes, box.height, box.width, size, s, out);
   else resize_scalar<4>(box_pixels, row_bytes, box.height, box.width, size, s, out);
   if (box.flip) mirror_rows(out, size);
 }

@@ -22,9 +22,12 @@ enum class Filter {
 Result<Filter> filter_of(const std::string& interpolation);
 
 enum class ResizeCode {
-  kBest,    // vector code when this CPU has AVX2
-  kScalar,  // the same bytes without it
+  kBest,    // the fastest that this CPU has
+  kScalar,  // the same bytes without vector code
+  kAvx2,    // tests choose these; the CPU must have them (resize_code_available)
+  kAvx512,  // with BW, VL, VBMI and VNNI
 };
+bool resize_code_available(ResizeCode code);
 
 // Working memory that a thread keeps from image to image.
 struct ResizeScratch {
@@ -53,8 +56,10 @@ constexpr bool vertical_pass_first(int in_height, int in_width, int size) {
   return in_height > size && int64_t{in_height} - size > 2 * (int64_t{in_width} - size);
 }
 
-// Internal: both passes with AVX2 (resize_avx2.cpp); weights prepared.
+// Internal: both passes with AVX2 (resize_avx2.cpp) or AVX-512 (resize_avx512.cpp); weights prepared.
 bool resize_avx2_available();
 void resize_avx2(const uint8_t* rgbx, int64_t row_bytes, int in_height, int in_width, int size, ResizeScratch& scratch, uint8_t* out);
+bool resize_avx512_available();
+void resize_avx512(const uint8_t* rgbx, int64_t row_bytes, int in_height, int in_width, int size, ResizeScratch& scratch, uint8_t* out);
 
 }  // namespace tessera::data

@@ -6,7 +6,8 @@
 Recipe: RandomResizedCrop (scale .3 to 1, bilinear, antialiased), ToTensor, Normalize, and a multi-block mask collator
 (4 targets of .15 to .2, one context of .85 to 1, as the published sampler draws them). The DataLoader is tried with 0, 1 and 2 worker
 processes; the best is compared with the loader service over TCP with as many threads as the machine has cores (the rest of
-`--threads`). Rounds alternate; medians.
+`--threads`), on the images as they are and repacked (tessera data repack, into a temporary folder). Rounds alternate; medians. Beside
+it, per core and without transport: decode, crop and resize against a whole decode by libjpeg-turbo alone (pixels_bench).
 """
 import argparse
 import json
@@ -15,6 +16,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -22,6 +24,8 @@ import torchvision
 from torchvision import transforms
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build/release"
+TESSERA_DATA = BUILD / "bin/tessera-data"
 
 
 class Collator:
@@ -93,12 +97,22 @@ def torch_rate(o, workers):
     return images / (time.perf_counter() - start)
 
 
-def tessera_rate(o):
-    command = [str(ROOT / "build/release/bin/tessera-data"), "bench", "loader", "--data", o.data, "--size", str(o.size), "--tile", str(o.tile), "--threads", str(o.threads), "--seconds", str(o.seconds), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_json(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def tessera_rate(o, data):
+    return run_json(TESSERA_DATA, "bench", "loader", "--data", data, "--size", o.size, "--tile", o.tile, "--threads", o.threads, "--seconds", o.seconds, "--json")
+
+
+def summary(runs, best):
+    rate = statistics.median(r["images_per_second"]["median"] for r in runs)
+    return {"images_per_second": rate, "ratio_to_best": rate / best, "in_process_one_thread": statistics.median(r["in_process_images_per_second"] for r in runs),
+            "cpu_seconds_per_image": statistics.median(r["cpu_seconds_per_image"] for r in runs), "bytes_per_sample": runs[-1]["bytes_per_sample"],
+            "rss_bytes": max(r["rss_bytes"] for r in runs), "split": runs[-1]["split"]}
 
 
 def main():
@@ -110,18 +124,26 @@ def main():
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    reference, ours = {0: [], 1: [], 2: []}, []
-    for _ in range(o.rounds):
-        for workers in reference:
-            reference[workers].append(torch_rate(o, workers))
-        ours.append(tessera_rate(o))
+    reference, ours = {0: [], 1: [], 2: []}, {"plain": [], "repacked": []}
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pathlib.Path(folder) / "packed"
+        ratio = run_json(TESSERA_DATA, "repack", o.data, "--out", packed, "--manifests", folder, "--json")["size_ratio"]
+        for _ in range(o.rounds):
+            for workers in reference:
+                reference[workers].append(torch_rate(o, workers))
+            for kind, data in (("plain", o.data), ("repacked", packed)):
+                ours[kind].append(tessera_rate(o, data))
+        core = run_json(BUILD / "tests/pixels_bench", o.data)
     rates = {workers: statistics.median(values) for workers, values in reference.items()}
-    mine = statistics.median(r["images_per_second"]["median"] for r in ours)
-    result = {"schema": 1, "dataloader_images_per_second": rates, "tessera_images_per_second": mine, "ratio_to_best": mine / max(rates.values()),
-              "tessera_in_process_one_thread": statistics.median(r["in_process_images_per_second"] for r in ours), "cpu_seconds_per_image": statistics.median(r["cpu_seconds_per_image"] for r in ours),
-              "bytes_per_sample": ours[-1]["bytes_per_sample"], "rss_bytes": max(r["rss_bytes"] for r in ours), "split": ours[-1]["split"],
+    best = max(rates.values())
+    result = {"schema": 2, "dataloader_images_per_second": rates, "plain": summary(ours["plain"], best), "repacked": {**summary(ours["repacked"], best), "size_ratio": ratio},
+              "per_core": {"whole_decode_images_per_second": core["whole_decode"], "pipeline_to_whole_decode": core["pipeline_to_whole_decode"],
+                           "pipeline_to_whole_decode_repacked": core["pipeline_to_whole_decode_repacked"], "masks_microseconds": 1e6 / core["masks_uniform"]},
               "settings": {"size": o.size, "tile": o.tile, "threads": o.threads, "torch": torch.__version__, "torchvision": torchvision.__version__}}
-    print(json.dumps(result) if o.json else f"DataLoader {', '.join(f'{w} workers {r:.0f}' for w, r in rates.items())}; Tessera {mine:.0f} images/s: {result['ratio_to_best']:.2f} times the best")
+    text = f"DataLoader {', '.join(f'{w} workers {r:.0f}' for w, r in rates.items())} images/s"
+    for kind in ours:
+        text += f"; {kind} {result[kind]['images_per_second']:.0f}, {result[kind]['ratio_to_best']:.2f} times the best"
+    print(json.dumps(result) if o.json else text)
     return 0
 
 

@@ -115,6 +115,31 @@ TEST(PackedJpeg, OriginalAndPixelsComeBack) {
   }
 }
 
+// The example of docs/repacked-shards.md, and its wide sister.
+TEST(PackedJpeg, DocumentedExample) {
+  ScanLayout layout;
+  layout.blocks = 1, layout.mcus_per_row = 3, layout.mcu_rows = 1;
+  const Bytes coefficients{0x00, 50, 0x03, 0xFD, 0x02, 0x05, 0xFD, 0x05, 0x01, 0x03, 0xFD, 0x03, 0x05, 0xFD, 0x80, 0x01, 0x2C, 0x01};
+  const Bytes row_starts{0, 0, 0, 0, uint8_t(coefficients.size()), 0, 0, 0};
+  PackedJpeg packed;
+  packed.coefficients = coefficients, packed.row_starts = row_starts, packed.mcu_rows = 1;
+  for (const PackedCode code : {PackedCode::kScalar, PackedCode::kAvx2, PackedCode::kAvx512}) {
+    if (!packed_code_available(code)) continue;
+    PackedScan scan;
+    ASSERT_TRUE(scan.start(layout, packed, code));
+    scan.go_to_row(0);
+    for (const auto& [dc, third] : {std::pair{50, 0}, {47, 5}, {44, 300}}) {
+      int16_t got[64] = {}, want[64] = {};
+      int16_t* blocks[1] = {got};
+      ASSERT_TRUE(scan.next(blocks));
+      want[0] = int16_t(dc), want[8] = int16_t(third);
+      if (third) want[1] = -3, want[10] = 1;
+      EXPECT_EQ(std::memcmp(got, want, sizeof got), 0) << dc;
+    }
+    EXPECT_FALSE(scan.next(nullptr)) << "there is no fourth block";
+  }
+}
+
 // What follows the image, and fill bits that we would not write.
 TEST(PackedJpeg, OddFilesAreKeptExactOrNotPacked) {
   Bytes jpeg = make_jpeg(40, 30, {3, 2, 2, 80, false, 0}, 5);
