@@ -106,6 +106,8 @@ struct OperationConfig {
   std::string run_id = "auto";
   std::string run_dir = "auto";
   std::string data_path;
+  struct { std::string cache_dir = "auto"; int64_t cache_bytes = int64_t{16} << 30; int64_t retries = 8; int64_t stall_seconds = 20; } remote;
+  std::string transport = "auto";  // auto | tcp | shm
   std::string device = "auto";
   int64_t compute_threads = 1;
   int64_t workers = 2;

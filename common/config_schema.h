@@ -74,7 +74,12 @@ template <typename O, typename Visitor>
 void visit_operation(O& o, Visitor&& v) {
   v(FieldInfo{"operation.run_id", "Name of the run; `auto` takes the config's name.", ""}, o.run_id);
   v(FieldInfo{"operation.run_dir", "Folder of the run; `auto` is runs/<run_id>.", ""}, o.run_dir);
-  v(FieldInfo{"operation.data_path", "Folder of images, or folder or glob of tar shards; `scenes:N` makes N procedural images.", ""}, o.data_path);
+  v(FieldInfo{"operation.data_path", "Folder of images, or folder or glob of tar shards; `http(s)://HOST/train-{000..099}.tar` or a listing; `s3://BUCKET/PREFIX/`; `scenes:N` makes N procedural images.", ""}, o.data_path);
+  v(FieldInfo{"operation.remote.cache_dir", "Folder where loaders keep what they read of http and s3 data; `auto` is $TESSERA_CACHE/objects, else ~/.cache/tessera/objects.", ""}, o.remote.cache_dir);
+  v(FieldInfo{"operation.remote.cache_bytes", "Bytes of that folder at most; the least recently used go first.", "[67108864, 1125899906842624]"}, o.remote.cache_bytes);
+  v(FieldInfo{"operation.remote.retries", "A request that fails for a reason that may pass (503, a broken connection, half a body) is repeated so often, after growing pauses.", "[0, 100]"}, o.remote.retries);
+  v(FieldInfo{"operation.remote.stall_seconds", "A download that brings less than 1 kB/s for so long has failed.", "[1, 3600]"}, o.remote.stall_seconds);
+  v(FieldInfo{"operation.transport", "How tiles reach a trainer: by shared memory where it runs on the loader's host and may, else TCP; always TCP; `shm` as auto, with a warning where it is not possible.", "auto | tcp | shm"}, o.transport);
   v(FieldInfo{"operation.device", "Device of the workers.", "auto | cpu | cuda"}, o.device);
   v(FieldInfo{"operation.compute_threads", "Threads per CPU trainer; part of the numerics class.", "[1, 1024]"}, o.compute_threads);
   v(FieldInfo{"operation.workers", "Workers that `tessera up` starts on this machine.", "[1, 1024]"}, o.workers);

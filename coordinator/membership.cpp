@@ -209,6 +209,7 @@ void on_loader_hello(Context& c, const MessageEvent& e, const proto::LoaderHello
   w.data_path = c.config.operation.data_path;
   w.manifest_folder = c.config.run_dir + "/../.manifests";
   w.loader_threads = c.config.operation.loader_threads;
+  w.operation_yaml = print_operation(c.config.operation);
   c.send(e.peer, w);
 }
 

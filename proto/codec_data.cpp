@@ -1,4 +1,5 @@
 // Wire form of what loaders say: datasets, assignments, tiles.
+#include "proto/codec_masks.h"
 #include "proto/codec_payloads.h"
 
 namespace tessera::proto {
@@ -25,6 +26,7 @@ void put(const LoaderWelcome& s, wire::LoaderWelcome* w) {
   w->set_data_path(s.data_path);
   w->set_manifest_folder(s.manifest_folder);
   w->set_loader_threads(s.loader_threads);
+  w->set_operation_yaml(utf8(s.operation_yaml));
 }
 void get(const wire::LoaderWelcome& w, LoaderWelcome* s) {
   s->run_id = w.run_id();
@@ -33,6 +35,7 @@ void get(const wire::LoaderWelcome& w, LoaderWelcome* s) {
   s->data_path = w.data_path();
   s->manifest_folder = w.manifest_folder();
   s->loader_threads = w.loader_threads();
+  s->operation_yaml = w.operation_yaml();
 }
 
 void put(const LoaderDataset& s, wire::LoaderDataset* w) {
@@ -62,6 +65,9 @@ void put(const LoaderStatus& s, wire::LoaderStatus* w) {
   w->set_mask_seconds(s.mask_seconds);
   w->set_send_seconds(s.send_seconds);
   w->set_idle_seconds(s.idle_seconds);
+  w->set_blocked_seconds(s.blocked_seconds);
+  w->set_unsent_bytes(s.unsent_bytes);
+  w->set_shared_tiles(s.shared_tiles);
   w->set_bad_samples(s.bad_samples);
   w->set_last_bad(utf8(s.last_bad));
 }
@@ -75,6 +81,9 @@ void get(const wire::LoaderStatus& w, LoaderStatus* s) {
   s->mask_seconds = w.mask_seconds();
   s->send_seconds = w.send_seconds();
   s->idle_seconds = w.idle_seconds();
+  s->blocked_seconds = w.blocked_seconds();
+  s->unsent_bytes = w.unsent_bytes();
+  s->shared_tiles = w.shared_tiles();
   s->bad_samples = w.bad_samples();
   s->last_bad = w.last_bad();
 }
@@ -121,12 +130,14 @@ void put(const TileRequest& s, wire::TileRequest* w) {
   w->set_step(s.step);
   w->set_tile(s.tile);
   w->set_credit_bytes(s.credit_bytes);
+  w->set_shared_host(utf8(s.shared_host));
 }
 void get(const wire::TileRequest& w, TileRequest* s) {
   s->request_id = w.request_id();
   s->step = w.step();
   s->tile = w.tile();
   s->credit_bytes = w.credit_bytes();
+  s->shared_host = w.shared_host();
 }
 
 void put(const TileCancel& s, wire::TileCancel* w) {
@@ -147,13 +158,18 @@ void put(const TileHeader& s, wire::TileHeader* w) {
   w->set_target_length(s.target_length);
   for (const auto& item : s.sample_ids) w->add_sample_ids(item);
   for (const auto& item : s.crops) put(item, w->add_crops());
-  for (const auto& list : s.contexts) w->add_contexts()->mutable_patches()->Add(list.begin(), list.end());
-  for (const auto& list : s.targets) w->add_targets()->mutable_patches()->Add(list.begin(), list.end());
+  const MaskShape contexts{int64_t(s.sample_ids.size()), s.context_length, s.grid}, targets{contexts.images, s.target_length, s.grid};
+  for (const auto& list : s.contexts) pack_mask(list, contexts, w->add_contexts());
+  for (const auto& list : s.targets) pack_mask(list, targets, w->add_targets());
   for (const auto& item : s.grey_samples) w->add_grey_samples(item);
   w->set_pixel_bytes(s.pixel_bytes);
   w->set_frame_count(s.frame_count);
   put(s.pixel_hash, w->mutable_pixel_hash());
   put(s.digest, w->mutable_digest());
+  if (s.shared.pid == 0 && s.shared.fd == 0 && s.shared.nonce == 0) return;
+  w->mutable_shared()->set_pid(s.shared.pid);
+  w->mutable_shared()->set_fd(s.shared.fd);
+  w->mutable_shared()->set_nonce(s.shared.nonce);
 }
 void get(const wire::TileHeader& w, TileHeader* s) {
   s->request_id = w.request_id();
@@ -166,13 +182,15 @@ void get(const wire::TileHeader& w, TileHeader* s) {
   s->target_length = w.target_length();
   s->sample_ids.assign(w.sample_ids().begin(), w.sample_ids().end());
   for (const auto& item : w.crops()) get(item, &s->crops.emplace_back());
-  for (const auto& list : w.contexts()) s->contexts.emplace_back(list.patches().begin(), list.patches().end());
-  for (const auto& list : w.targets()) s->targets.emplace_back(list.patches().begin(), list.patches().end());
+  const MaskShape contexts{w.sample_ids_size(), w.context_length(), w.grid()}, targets{contexts.images, w.target_length(), w.grid()};
+  for (const auto& list : w.contexts()) s->contexts.push_back(unpack_mask(list, contexts));
+  for (const auto& list : w.targets()) s->targets.push_back(unpack_mask(list, targets));
   s->grey_samples.assign(w.grey_samples().begin(), w.grey_samples().end());
   s->pixel_bytes = w.pixel_bytes();
   s->frame_count = w.frame_count();
   get(w.pixel_hash(), &s->pixel_hash);
   get(w.digest(), &s->digest);
+  s->shared = {w.shared().pid(), w.shared().fd(), w.shared().nonce()};
 }
 
 void put(const TileFrame& s, wire::TileFrame* w) {

@@ -263,6 +263,7 @@ struct LoaderWelcome {
   std::string data_path;
   std::string manifest_folder;  // where manifests of read-only data folders live
   int64_t loader_threads = 1;
+  std::string operation_yaml;   // of print_operation: cache, retries, transport
 };
 struct LoaderDataset {
   Hash128 manifest_digest;
@@ -277,6 +278,9 @@ struct LoaderStatus {  // heartbeat, every 200 ms
   int64_t images_total = 0;
   int32_t queue = 0;  // tiles asked for and not yet sent
   double read_seconds = 0, decode_seconds = 0, resize_seconds = 0, mask_seconds = 0, send_seconds = 0, idle_seconds = 0;  // totals
+  double blocked_seconds = 0;  // of idle_seconds: requests waited, but trainers had not taken what was made for them
+  int64_t unsent_bytes = 0;    // being made, or made and not yet taken
+  int64_t shared_tiles = 0;    // that went by shared memory
   int64_t bad_samples = 0;
   std::string last_bad;
 };
@@ -294,6 +298,12 @@ struct CropBox {
   int32_t top = 0, left = 0, height = 0, width = 0;
   bool flip = false;
 };
+// Where the pixels of a tile lie: a memfd of the loader's process (common/shared_memory.h). pid 0: they come in frames.
+struct SharedPixels {
+  int64_t pid = 0;
+  int32_t fd = 0;
+  uint64_t nonce = 0;  // stands in the memory itself: another process of that pid is told apart
+};
 // credit_bytes: pixels the trainer has room for; the loader never sends more than it was given credit for. The request
 // carries a whole tile's credit out of the trainer's budget (operation.host_prefetch_bytes).
 struct TileRequest {
@@ -301,7 +311,9 @@ struct TileRequest {
   Step step = 0;
   TileIndex tile = 0;
   int64_t credit_bytes = 0;
+  std::string shared_host;  // host_identity() of a trainer that takes shared memory; empty: frames
 };
+// Forgets a request; of a tile that came by shared memory: its memory may be used again.
 struct TileCancel {
   uint64_t request_id = 0;
 };
@@ -325,6 +337,7 @@ struct TileHeader {
   int32_t frame_count = 0;
   Hash128 pixel_hash;
   Hash128 digest;  // tile_digest(header, pixel_hash)
+  SharedPixels shared;
 };
 // The pixels of the frame are the message's raw part.
 struct TileFrame {

@@ -184,6 +184,68 @@ TEST(Codec, NamesThatAreNotUtf8Arrive) {
   }
 }
 
+// Masks travel as bitmaps and corners; every list comes back as it was, also those that are neither.
+TEST(Codec, MasksComeBackWhateverTheirForm) {
+  const auto back = [](const TileHeader& header) { return std::get<TileHeader>(decode(encode({1, "", "", "", 0, 0, header}))->payload); };
+  TileHeader header;
+  header.image_size = 224, header.grid = 14, header.sample_ids = {5, 6}, header.crops.resize(2), header.pixel_bytes = 2 * 224 * 224 * 3;
+  header.target_length = 6, header.context_length = 5;
+  const std::vector<std::vector<uint16_t>> targets{
+      {0, 1, 2, 14, 15, 16, 179, 180, 181, 193, 194, 195},   // 2 x 3, the second in the last corner
+      {0, 1, 14, 15, 28, 29, 3, 4, 17, 18, 31, 32},          // 3 x 2
+      {0, 1, 2, 3, 4, 5, 190, 191, 192, 193, 194, 195},      // 1 x 6
+      {0, 14, 28, 42, 56, 70, 13, 27, 41, 55, 69, 83},       // 6 x 1
+      {0, 1, 2, 14, 15, 16, 0, 1, 14, 15, 28, 29},           // rectangles of two sizes: bitmaps
+      {11, 12, 13, 14, 15, 16, 0, 1, 2, 14, 15, 16},         // a run over the edge of a row is no rectangle
+      {5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0},                  // not ascending: as they are
+      {0, 1, 2, 3, 195, 194, 7, 8, 9, 10, 11, 12}};
+  header.targets = targets;
+  header.contexts = {{0, 2, 9, 100, 195, 1, 2, 3, 5, 8}};
+  EXPECT_EQ(back(header).targets, targets);
+  EXPECT_EQ(back(header).contexts, header.contexts);
+  header.grid = 14, header.target_length = 28, header.targets = {std::vector<uint16_t>(56)};
+  for (uint16_t i = 0; i < 28; ++i) header.targets[0][i] = i, header.targets[0][28 + i] = uint16_t(14 + i);  // whole rows
+  EXPECT_EQ(back(header).targets, header.targets);
+}
+
+TEST(Codec, MasksTakeFewBytes) {
+  TileHeader header;
+  const int64_t images = 64;
+  header.image_size = 224, header.grid = 14, header.context_length = 70, header.target_length = 42;
+  header.pixel_bytes = images * 224 * 224 * 3;
+  header.targets.resize(4), header.contexts.resize(1);
+  for (int64_t i = 0; i < images; ++i) {
+    header.sample_ids.push_back(1'000'000 + i), header.crops.push_back({100, 100, 300, 300, true});
+    for (auto& list : header.targets)
+      for (int row = 0; row < 6; ++row)
+        for (int column = 0; column < 7; ++column) list.push_back(uint16_t((i % 8 + row) * 14 + i % 5 + column));
+    for (uint16_t k = 0; k < 70; ++k) header.contexts[0].push_back(uint16_t(2 * k + i % 50));
+  }
+  const size_t bytes = encode({1, "", "", "", 0, 0, header}).size();
+  EXPECT_LT(bytes, size_t(images) * 64) << "an image's part of a tile's header";
+}
+
+// Bitmaps and rectangles that lie about their size are refused, and cost no memory first.
+TEST(Codec, MasksThatLieAreRefused) {
+  TileHeader header;
+  header.image_size = 224, header.grid = 14, header.sample_ids = {5, 6}, header.crops.resize(2), header.pixel_bytes = 2 * 224 * 224 * 3;
+  header.target_length = 6, header.context_length = 5;
+  header.targets = {{0, 1, 2, 14, 15, 16, 179, 180, 181, 193, 194, 195}}, header.contexts = {{0, 2, 9, 100, 195, 1, 2, 3, 5, 8}};
+  const std::string good = encode({1, "", "", "", 0, 0, header});
+  int refused = 0;
+  for (size_t at = 0; at < good.size(); ++at)
+    for (const int bit : {0, 3, 7}) {
+      std::string bytes = good;
+      bytes[at] = char(bytes[at] ^ 1 << bit);
+      const auto read = decode(bytes);
+      refused += !read;
+      const auto* tile = read ? std::get_if<TileHeader>(&read->payload) : nullptr;
+      if (!tile) continue;
+      for (const auto& list : tile->targets) { EXPECT_EQ(list.size(), tile->sample_ids.size() * size_t(tile->target_length)); }
+    }
+  EXPECT_GT(refused, 20);
+}
+
 TEST(TileDigest, CoversWhatDecidesTheBatchAndNothingElse) {
   std::mt19937_64 draw(6);
   TileHeader header;
@@ -217,6 +279,7 @@ TEST(TileDigest, CoversWhatDecidesTheBatchAndNothingElse) {
   EXPECT_FALSE(changed([](auto& h) { ++h.request_id; }));
   EXPECT_FALSE(changed([](auto& h) { ++h.digest.high; }));
   EXPECT_FALSE(changed([](auto& h) { ++h.frame_count; }));
+  EXPECT_FALSE(changed([](auto& h) { ++h.shared.fd; }));
 }
 
 }  // namespace
