@@ -21,7 +21,7 @@ target_link_libraries(tile_consumer PRIVATE tessera_flags tessera_proto tessera_
 set_target_properties(tile_consumer PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 if(TESSERA_TORCH)
   get_filename_component(venv_python ${torch_dir}/../../../../bin/python ABSOLUTE)
-  foreach(story test_loader_sweep)
+  foreach(story test_sources test_loader_sweep)
     add_test(NAME loader.${story} COMMAND ${venv_python} ${CMAKE_SOURCE_DIR}/tests/integration/loader/${story}.py)
     set_tests_properties(loader.${story} PROPERTIES LABELS loader TIMEOUT 3600 RUN_SERIAL ON
       ENVIRONMENT "TESSERA_BIN=${CMAKE_BINARY_DIR}/bin;TESSERA_TESTS=${CMAKE_BINARY_DIR}/tests")
