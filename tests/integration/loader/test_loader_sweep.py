@@ -8,12 +8,12 @@ import itertools
 import os
 import pathlib
 import random
+import shutil
 import signal
-import subprocess
 import time
 import unittest
 
-from service import FULL, TESTS, ServiceTest, data
+from service import FULL, ServiceTest, data
 
 SEED = int(os.environ.get("TESSERA_SEED", "1"))
 
@@ -113,6 +113,35 @@ class Kills(ServiceTest):
             if "memfd:tessera" in target and str(self.folder) in command:
                 held.append((str(entry), target))
         return held
+
+
+class DamagedCopy(ServiceTest):
+    def damage(self, shard):
+        """Changes every image of a shard in place; size and time stay, so that the manifest looks fresh."""
+        info, content = shard.stat(), bytearray(shard.read_bytes())
+        for at in range(len(content)):
+            if content[at:at + 3] == b"\xff\xd8\xff":
+                content[at + 200] ^= 1
+        shard.write_bytes(content)
+        os.utime(shard, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    def test_another_loader_with_a_good_copy_is_asked(self):
+        good, function = self.scenes(count=96, size=32, shard=32), self.function(tile=4, tiles=6)
+        copy = self.folder / "copy"
+        shutil.copytree(good, copy)
+        data("index", copy)
+        self.damage(copy / "scenes-000001.tar")
+        expected = self.tiles_of(good, function, 4, 6)
+        loaders = [self.loader("damaged", copy, function), self.loader("good", good, function)]
+        taker = self.consumer("taker", function, self.list_loaders(loaders), (0, 4), (0, 6))
+        taker.finish()
+        self.assertEqual({(int(s), int(t)): d for s, t, d in taker.lines()}, expected)
+        self.assertIn("asking elsewhere", taker.log_path.read_text())
+        loaders[1].kill()
+        alone = self.consumer("alone", function, self.list_loaders(loaders[:1]), (0, 4), (0, 6))
+        self.assertEqual(alone.process.wait(timeout=30), 65, "when no loader has a good copy the run stops")
+        for word in ("scenes-000001.tar", "key '000000", "byte "):
+            self.assertIn(word, alone.log_path.read_text())
 
 
 class SlowConsumer(ServiceTest):
