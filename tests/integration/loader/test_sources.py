@@ -13,7 +13,7 @@ import unittest
 import urllib.request
 
 from fault_server import FaultServer
-from service import ROOT, ServiceTest, data, end_with_parent
+from service import BIN, FULL, ROOT, ServiceTest, data, end_with_parent
 
 STEPS, TILES = 4, 3
 
@@ -218,6 +218,23 @@ class S3(Sources):
         self.assertEqual(self.index(self.path.rstrip("/"), env=self.env)["manifest_digest"], self.digest)
         self.assertEqual(self.index(self.path + "scenes-000001.tar", env=self.env)["samples"], 40)
         self.assert_same_tiles(self.path, env=self.env)
+
+    @unittest.skipUnless(FULL and (BIN / "tessera-trainer").exists(), "whole runs: ops/test --full loader")
+    def test_a_run_has_the_same_bits(self):
+        """tessera up from the folder over TCP, and from the store by shared memory."""
+        chains = set()
+        for name, path, keys in (("local", self.local, ["operation.transport=tcp"]), ("remote", self.path, ["operation.transport=shm", f"operation.remote.cache_dir={self.folder}/cache"])):
+            words = [BIN / "tessera", "up", ROOT / "tests/integration/tiny.yaml", "--steps", "8"]
+            for key in [f"operation.data_path={path}", f"operation.run_id={name}", *keys]:
+                words += ["--set", key]
+            done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=300, env=self.env)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            lines = [json.loads(line) for line in (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+            chains.add((lines[-1]["step"], lines[-1]["batch_chain"], lines[-1]["state_digest"]))
+        self.assertEqual(len(chains), 1, chains)
+        loader = json.loads((self.folder / "runs/remote/status.json").read_text())["loaders"][0]
+        self.assertGreater(loader["shared_tiles"], 0)
+        self.assertGreater(loader["seconds"]["decode"], 0)
 
     def test_refusals_say_what_to_set(self):
         wrong = self.index(self.path, expect=65, env={**self.env, "AWS_SECRET_ACCESS_KEY": "wrong"})
