@@ -33,6 +33,12 @@ json workers_json(const StatusInput& in) {
   return list;
 }
 
+// Totals of a loader since it started. The stages are thread time; idle: threads that nobody asked for anything; blocked: wall
+// time in which it waited for trainers to take what was made.
+json stage_seconds(const proto::LoaderStatus& s) {
+  return {{"read", s.read_seconds}, {"decode", s.decode_seconds}, {"resize", s.resize_seconds}, {"mask", s.mask_seconds}, {"send", s.send_seconds}, {"idle", s.idle_seconds}, {"blocked", s.blocked_seconds}};
+}
+
 json loaders_json(const State& s) {
   json list = json::array();
   for (const auto& [name, l] : s.loaders)
@@ -41,6 +47,9 @@ json loaders_json(const State& s) {
                     {"reason", l.reason},
                     {"images_per_second", l.status.images_per_second},
                     {"queue", l.status.queue},
+                    {"unsent_bytes", l.status.unsent_bytes},
+                    {"seconds", stage_seconds(l.status)},
+                    {"shared_tiles", l.status.shared_tiles},
                     {"images_total", l.status.images_total},
                     {"bad_samples", l.status.bad_samples}});
   return list;
@@ -183,7 +192,16 @@ std::string prometheus_text(const StatusInput& in) {
     memory.Add({{"worker", id}}).Set(double(w.memory_bytes));
   }
   auto& loaders = prometheus::BuildGauge().Name("tessera_loader_images_per_second").Help("Images a loader delivers.").Register(registry);
-  for (const auto& [name, l] : s.loaders) loaders.Add({{"loader", name}}).Set(l.status.images_per_second);
+  auto& queue = prometheus::BuildGauge().Name("tessera_loader_queue").Help("Tiles asked of a loader and not yet sent.").Register(registry);
+  auto& unsent = prometheus::BuildGauge().Name("tessera_loader_unsent_bytes").Help("Pixels being made, or made and not yet taken.").Register(registry);
+  auto& stages = prometheus::BuildCounter().Name("tessera_loader_stage_seconds_total").Help("A loader's time by stage; idle: nobody asks; blocked: trainers do not take.").Register(registry);
+  for (const auto& [name, l] : s.loaders) {
+    loaders.Add({{"loader", name}}).Set(l.status.images_per_second);
+    queue.Add({{"loader", name}}).Set(l.status.queue);
+    unsent.Add({{"loader", name}}).Set(double(l.status.unsent_bytes));
+    const json seconds = stage_seconds(l.status);
+    for (const auto& [stage, total] : seconds.items()) stages.Add({{"loader", name}, {"stage", stage}}).Increment(total.get<double>());
+  }
   const auto split = in.throughput.split();
   auto& time = prometheus::BuildGauge().Name("tessera_step_phase_seconds").Help("Mean seconds of a step by phase.").Register(registry);
   time.Add({{"phase", "data"}}).Set(split.data);

@@ -55,6 +55,10 @@ int main(int argc, char** argv) {
   app.add_option("--advertise", options.advertise, "Address that trainers reach this host by");
   app.add_option("--name", options.name, "Name of this loader, unique in the run");
   app.add_option("--manifests", options.manifest_folder, "Standalone: folder for manifests of read-only data");
+  app.add_option("--cache-dir", options.remote.cache_dir, "Standalone: Folder for blocks of http and s3 data; see operation.remote");
+  app.add_option("--cache-bytes", options.remote.cache_bytes, "Standalone: Its size at most")->transform(CLI::AsSizeValue(false));
+  app.add_option("--retries", options.remote.http.retries, "Standalone: Repetitions of a request that may succeed later")->check(CLI::Range(0, 100));
+  app.add_option("--stall-seconds", options.remote.http.stall_seconds, "Standalone: A download under 1 kB/s for so long has failed")->check(CLI::Range(1, 3600));
   app.add_option("--abandoned-seconds", abandoned_seconds, "Leave when nothing was heard of the coordinator for so long")->check(CLI::Range(1, 86400))->capture_default_str();
   app.add_option("--log-dir", log_dir, "Folder for loader-<name>.jsonl");
   app.add_option("--log-format", log.format, "Of stderr: text or json")->check(CLI::IsMember({"text", "json"}));

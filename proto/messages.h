@@ -287,7 +287,7 @@ struct LoaderStatus {  // heartbeat, every 200 ms
   int64_t images_total = 0;
   int32_t queue = 0;  // tiles asked for and not yet sent
   double read_seconds = 0, decode_seconds = 0, resize_seconds = 0, mask_seconds = 0, send_seconds = 0, idle_seconds = 0;  // totals
-  double blocked_seconds = 0;  // of idle_seconds: requests waited, but trainers had not taken what was made for them
+  double blocked_seconds = 0;  // wall time in which requests waited only because trainers had not taken what was made
   int64_t unsent_bytes = 0;    // being made, or made and not yet taken
   int64_t shared_tiles = 0;    // that went by shared memory
   int64_t bad_samples = 0;

@@ -6,6 +6,7 @@ tessera_test(common_test LABEL unit LIBS tessera_common nlohmann_json::nlohmann_
   unit/common/block_size_test.cpp
   unit/common/config_test.cpp
   unit/common/file_test.cpp
+  unit/common/shared_memory_test.cpp
   unit/common/safetensors_test.cpp)
 tessera_test(process_test LABEL integration LIBS tessera_common SOURCES unit/common/process_test.cpp)
 find_package(Python3 REQUIRED COMPONENTS Interpreter)

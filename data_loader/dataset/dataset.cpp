@@ -6,6 +6,7 @@
 
 #include "common/file.h"
 #include "data_loader/dataset/index.h"
+#include "data_loader/dataset/remote/url.h"
 #include "data_loader/dataset/scenes_cache.h"
 #include "data_loader/dataset/source.h"
 
@@ -48,6 +49,7 @@ Result<std::shared_ptr<const Dataset>> open_dataset(const OpenOptions& options) 
   TESSERA_ASSIGN(const SourcePlace place, place_source(data_path));
   auto dataset = std::make_shared<Dataset>();
   dataset->base = place.base;
+  if (is_remote_path(place.base)) dataset->store = ObjectStore::open(options.remote);
   dataset->made_because = options.index_again ? "it was asked for" : "there was no manifest";
   for (const std::string& path : {manifest_in_folder(place), manifest_elsewhere(place, options.manifest_folder)}) {
     if (options.index_again || ::access(path.c_str(), F_OK) != 0) continue;
@@ -56,14 +58,14 @@ Result<std::shared_ptr<const Dataset>> open_dataset(const OpenOptions& options) 
       dataset->made_because = manifest.error().message;
       continue;
     }
-    dataset->made_because = why_stale(**manifest, place);
+    dataset->made_because = why_stale(**manifest, place, dataset->store.get());
     if (!dataset->made_because.empty()) continue;
     dataset->manifest = std::move(*manifest);
     dataset->manifest_path = path;
     return std::shared_ptr<const Dataset>(std::move(dataset));
   }
-  TESSERA_ASSIGN(const Source source, find_source(data_path));
-  TESSERA_ASSIGN(const ManifestDraft draft, index_source(source, options.threads));
+  TESSERA_ASSIGN(const Source source, find_source(data_path, dataset->store.get()));
+  TESSERA_ASSIGN(const ManifestDraft draft, index_source(source, options.threads, dataset->store));
   TESSERA_ASSIGN(dataset->manifest_path, store(draft, place, options.manifest_folder));
   TESSERA_ASSIGN(dataset->manifest, Manifest::load(dataset->manifest_path));
   return std::shared_ptr<const Dataset>(std::move(dataset));
@@ -82,7 +84,10 @@ Result<const RandomAccessFile*> SampleReader::file(uint32_t index) {
     open_.splice(open_.begin(), open_, it);
     return &open_.front().second;
   }
-  TESSERA_ASSIGN(RandomAccessFile opened, RandomAccessFile::open(dataset_->path_of(index)));
+  TESSERA_ASSIGN(RandomAccessFile opened, RandomAccessFile::open(dataset_->path_of(index), dataset_->store));
+  const FileEntry& entry = dataset_->manifest->files()[index];
+  if (opened.is_remote() && (opened.size() != entry.size || opened.modified_ns() != entry.modified_ns))
+    return fail(ErrorCode::kFixData, "[data_loader] " + opened.path() + " is another object than when it was indexed (" + std::to_string(opened.size()) + " bytes, then " + std::to_string(entry.size) + ", or another ETag); put the old one back, or index again and start a new lineage");
   if (open_.size() >= kMaxOpen) open_.pop_back();
   open_.emplace_front(index, std::move(opened));
   return &open_.front().second;
@@ -103,6 +108,11 @@ Result<std::string> SampleReader::read(SampleId id) {
   if (!opened) return named(opened.error());
   auto bytes = (*opened)->read(stored.offset, stored.size);
   if (!bytes) return named(bytes.error());
+  if (hash_bytes(*bytes) != stored.stored_hash && (*opened)->is_remote()) {
+    (*opened)->forget_cached(stored.offset, stored.size);
+    bytes = (*opened)->read(stored.offset, stored.size);
+    if (!bytes) return named(bytes.error());
+  }
   if (hash_bytes(*bytes) != stored.stored_hash)
     return fail(ErrorCode::kFixData, "[data_loader] sample " + std::to_string(id) + " (" + where(id) + "): the bytes differ from the manifest's hash " + to_hex(stored.stored_hash) +
                                          "; restore the file, or run tessera data index and start a new lineage");

@@ -13,6 +13,7 @@
 #include "common/result.h"
 #include "data_loader/dataset/manifest.h"
 #include "data_loader/dataset/random_access_file.h"
+#include "data_loader/dataset/remote/object_store.h"
 
 namespace tessera::data {
 
@@ -21,6 +22,7 @@ struct OpenOptions {
   std::string manifest_folder = "runs/.manifests";  // for data folders that are read-only
   int threads = 2;                                  // of indexing; never changes the digest
   bool index_again = false;                         // even when the manifest looks fresh
+  RemoteOptions remote;                             // of http(s):// and s3:// paths
 };
 
 // Immutable; any number of threads may share it.
@@ -29,6 +31,7 @@ struct Dataset {
   std::string base;           // folder that file paths are relative to
   std::string manifest_path;  // where the manifest was read from or written to
   std::string made_because;   // why it was indexed just now; empty when the manifest was there and fresh
+  std::shared_ptr<ObjectStore> store;  // of remote data; null for local
   std::string path_of(uint32_t file) const { return base + "/" + std::string(manifest->file_path(file)); }
 };
 
@@ -40,7 +43,8 @@ Result<std::shared_ptr<const Dataset>> open_dataset(const OpenOptions& options);
 // Error kFixConfig with both digests when `wanted` (function.data.manifest_digest) is neither "auto" nor the dataset's.
 Status check_digest(const Dataset& dataset, const std::string& wanted);
 
-// Reads samples' stored bytes. Keeps a few files open; not thread-safe.
+// Reads samples' stored bytes. Keeps a few files open; not thread-safe. Bytes of a remote shard that differ from the
+// manifest's hash are read once more past the cache.
 class SampleReader {
  public:
   explicit SampleReader(std::shared_ptr<const Dataset> dataset) : dataset_(std::move(dataset)) {}

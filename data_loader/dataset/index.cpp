@@ -129,13 +129,13 @@ class ShardIndexer {
   std::vector<BadSample> bad_;
 };
 
-Result<std::vector<Part>> index_tars(const Source& source, int threads) {
+Result<std::vector<Part>> index_tars(const Source& source, int threads, const std::shared_ptr<ObjectStore>& store) {
   std::vector<uint32_t> shards;
   for (uint32_t i = 0; i < source.files.size(); ++i)
     if (source.files[i].role == FileRole::kShard) shards.push_back(i);
   std::vector<Part> parts(shards.size());
   TESSERA_TRY(parallel_for(int64_t(shards.size()), threads, [&](int64_t i) -> Status {
-    TESSERA_ASSIGN(const RandomAccessFile file, RandomAccessFile::open(source.base + "/" + source.files[shards[size_t(i)]].path));
+    TESSERA_ASSIGN(const RandomAccessFile file, RandomAccessFile::open(source.base + "/" + source.files[shards[size_t(i)]].path, store));
     TESSERA_ASSIGN(parts[size_t(i)], ShardIndexer(file, shards[size_t(i)]).run());
     return {};
   }));
@@ -144,8 +144,8 @@ Result<std::vector<Part>> index_tars(const Source& source, int threads) {
 
 // ---- folders ----
 
-Result<std::string> read_whole(const Source& source, uint32_t file) {
-  TESSERA_ASSIGN(const RandomAccessFile opened, RandomAccessFile::open(source.base + "/" + source.files[file].path));
+Result<std::string> read_whole(const Source& source, uint32_t file, const std::shared_ptr<ObjectStore>& store = nullptr) {
+  TESSERA_ASSIGN(const RandomAccessFile opened, RandomAccessFile::open(source.base + "/" + source.files[file].path, store));
   TESSERA_TRY(check_image_size("file " + opened.path(), opened.size()));
   return opened.read(0, opened.size());
 }
@@ -202,10 +202,10 @@ std::vector<std::string> classes_from_folders(std::vector<Indexed>* samples) {
   return {names.begin(), names.end()};
 }
 
-std::vector<std::string> class_names(const Source& source, const std::vector<Indexed>& samples, std::vector<std::string> from_folders) {
+std::vector<std::string> class_names(const Source& source, const std::vector<Indexed>& samples, std::vector<std::string> from_folders, const std::shared_ptr<ObjectStore>& store) {
   for (uint32_t i = 0; i < source.files.size(); ++i)
     if (source.files[i].path == "classes.txt")
-      if (const auto text = read_whole(source, i)) return parse_class_names(*text);
+      if (const auto text = read_whole(source, i, store)) return parse_class_names(*text);
   std::map<int64_t, std::string> named;
   for (const Indexed& sample : samples)
     if (!sample.labels.class_name.empty() && sample.labels.has_class()) named.try_emplace(int64_t(sample.labels.values.at(kClassLabel)), sample.labels.class_name);
@@ -244,9 +244,9 @@ std::string image_defect(std::span<const uint8_t> bytes) {
   return "is neither JPEG nor PNG";
 }
 
-Result<ManifestDraft> index_source(const Source& source, int threads) {
+Result<ManifestDraft> index_source(const Source& source, int threads, const std::shared_ptr<ObjectStore>& store) {
   const bool tars = source.kind == "tar";
-  TESSERA_ASSIGN(std::vector<Part> parts, tars ? index_tars(source, threads) : index_folder(source, threads));
+  TESSERA_ASSIGN(std::vector<Part> parts, tars ? index_tars(source, threads, store) : index_folder(source, threads));
   ManifestDraft draft;
   draft.kind = source.kind, draft.source = source.source, draft.files = source.files;
   std::vector<Indexed> samples;
@@ -258,7 +258,7 @@ Result<ManifestDraft> index_source(const Source& source, int threads) {
   if (samples.empty()) return fail(ErrorCode::kFixData, "[data_loader] " + source.source + " holds no image that belongs to a key; expected key.jpg, key.jpeg or key.png in its shards");
   for (int64_t first = 0; !tars && first < int64_t(samples.size()); first += kFolderBlock) draft.block_starts.push_back(first);
   TESSERA_TRY(check_unique(source, samples));
-  draft.class_names = class_names(source, samples, classes_from_folders(&samples));
+  draft.class_names = class_names(source, samples, classes_from_folders(&samples), store);
   std::vector<const SampleLabels*> labels;
   for (const Indexed& sample : samples) labels.push_back(&sample.labels);
   TESSERA_ASSIGN(draft.label_names, label_columns(labels));

@@ -20,7 +20,8 @@ inline constexpr int64_t kMaxImageBytes = int64_t{256} << 20;
 // Errors: kFixData with file, key and byte: a damaged tar, a key that occurs twice, labels that cannot be read, an image
 // above kMaxImageBytes, a packed JPEG (.tsj, see repack.h) that cannot be unpacked; kIo. Images that look undecodable (wrong signature, cut) stay samples and are listed in bad: what
 // becomes of them is decided by function.data.undecodable.
-Result<ManifestDraft> index_source(const Source& source, int threads);
+// store: of a remote source; null for a local one.
+Result<ManifestDraft> index_source(const Source& source, int threads, const std::shared_ptr<ObjectStore>& store = nullptr);
 
 // What is plainly wrong with an encoded image, from its first and last bytes only: "is empty", "is neither JPEG nor PNG",
 // "ends without the JPEG end marker: the file was cut". Empty when nothing is.

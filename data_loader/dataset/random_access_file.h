@@ -1,7 +1,11 @@
-// A file read at given offsets. pread, not mmap: a shard that is cut while it is read gives an error, never SIGBUS.
+// A file read at given offsets: a local one, or a remote object through its store.
+//
+// Local: pread, not mmap: a shard that is cut while it is read gives an error, never SIGBUS. Remote: an object that changes
+// while it is read gives an error (remote/object_store.h); read from front to back, it comes in requests of 8 MiB.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -9,34 +13,40 @@
 
 namespace tessera::data {
 
+class ObjectStore;
+struct RemoteObject;
+
 class RandomAccessFile {
  public:
   // Error: kFixData (missing, a folder, no permission), naming the path.
   static Result<RandomAccessFile> open(const std::string& path);
+  // A path of a dataset: remote ones ask the store, which may be null for local ones. Errors as above; kIo.
+  static Result<RandomAccessFile> open(const std::string& path, const std::shared_ptr<ObjectStore>& store);
   ~RandomAccessFile();
-  RandomAccessFile(RandomAccessFile&& other) noexcept
-      : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_), modified_ns_(other.modified_ns_) {}
-  RandomAccessFile& operator=(RandomAccessFile&& other) noexcept {
-    std::swap(path_, other.path_);
-    std::swap(descriptor_, other.descriptor_);
-    size_ = other.size_, modified_ns_ = other.modified_ns_;
-    return *this;
-  }
+  RandomAccessFile(RandomAccessFile&& other) noexcept;
+  RandomAccessFile& operator=(RandomAccessFile&& other) noexcept;
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }  // when it was opened
+  // Of a remote object: its version (RemoteObject::version).
   int64_t modified_ns() const { return modified_ns_; }
-  // Exactly `count` bytes from `offset`. Errors: kFixData when the file ends before, kIo when the disk refuses.
+  // Exactly `count` bytes from `offset`. Errors: kFixData when the file ends before, or the object changed; kIo when the
+  // disk or the network refuses.
   Status read(int64_t offset, void* to, int64_t count) const;
   Result<std::string> read(int64_t offset, int64_t count) const;
+  bool is_remote() const { return remote_ != nullptr; }
+  // The next read of these bytes asks the source, not a cache.
+  void forget_cached(int64_t offset, int64_t count) const;
 
  private:
-  RandomAccessFile(std::string path, int descriptor, int64_t size, int64_t modified_ns)
-      : path_(std::move(path)), descriptor_(descriptor), size_(size), modified_ns_(modified_ns) {}
+  struct Remote;
+  RandomAccessFile();
+  Status read_remote(int64_t offset, void* to, int64_t count) const;
   std::string path_;
   int descriptor_ = -1;
   int64_t size_ = 0;
   int64_t modified_ns_ = 0;
+  std::unique_ptr<Remote> remote_;  // null: local
 };
 
 }  // namespace tessera::data

@@ -10,6 +10,9 @@
 #include <set>
 #include <sys/stat.h>
 
+#include "data_loader/dataset/remote/remote_source.h"
+#include "data_loader/dataset/remote/url.h"
+
 namespace tessera::data {
 namespace {
 
@@ -121,6 +124,19 @@ Status add_tars(Source* source, const std::vector<std::string>& names) {
   return {};
 }
 
+std::string why_stale_remote(const Manifest& manifest, const SourcePlace& place, ObjectStore& store) {
+  const auto now = find_remote_source(place.source, store);
+  if (!now) return now.error().message;
+  if (now->files.size() != manifest.files().size()) return "the shards are other ones than when it was indexed";
+  for (uint32_t i = 0; i < manifest.files().size(); ++i) {
+    const FileEntry& before = manifest.files()[i];
+    const auto& file = now->files[i];
+    if (file.path != manifest.file_path(i)) return "the shards are other ones than when it was indexed";
+    if (file.size != before.size || file.modified_ns != before.modified_ns) return file.path + " was changed";
+  }
+  return "";
+}
+
 }  // namespace
 
 bool split_member_name(std::string_view name, std::string* key, std::string* extension) {
@@ -136,7 +152,8 @@ bool split_member_name(std::string_view name, std::string* key, std::string* ext
 bool is_image_extension(std::string_view extension) { return extension == "jpg" || extension == "jpeg" || extension == "png"; }
 
 Result<SourcePlace> place_source(const std::string& data_path) {
-  if (data_path.empty()) return fail(ErrorCode::kFixConfig, "[data_loader] no dataset is named; set operation.data_path to a folder of images, a folder or pattern of tar shards, or scenes:N");
+  if (data_path.empty()) return fail(ErrorCode::kFixConfig, "[data_loader] no dataset is named; set operation.data_path to a folder of images, a folder or pattern of tar shards, http(s):// or s3:// shards, or scenes:N");
+  if (is_remote_path(data_path)) return place_remote_source(data_path);
   std::error_code error;
   std::string path = std::filesystem::absolute(data_path, error).lexically_normal().string();
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
@@ -150,7 +167,8 @@ Result<SourcePlace> place_source(const std::string& data_path) {
   return SourcePlace{base, path, false};
 }
 
-Result<Source> find_source(const std::string& data_path) {
+Result<Source> find_source(const std::string& data_path, ObjectStore* store) {
+  if (is_remote_path(data_path)) return find_remote_source(data_path, *store);
   TESSERA_ASSIGN(const SourcePlace place, place_source(data_path));
   Source source{"tar", place.base, place.source, {}};
   TESSERA_ASSIGN(const std::vector<std::string> tars, find_tars(place));
@@ -167,7 +185,8 @@ Result<Source> find_source(const std::string& data_path) {
   return source;
 }
 
-std::string why_stale(const Manifest& manifest, const SourcePlace& place) {
+std::string why_stale(const Manifest& manifest, const SourcePlace& place, ObjectStore* store) {
+  if (is_remote_path(place.base)) return why_stale_remote(manifest, place, *store);
   if (manifest.kind() == "tar") {
     const auto now = find_tars(place);
     std::vector<std::string> before;

@@ -2,12 +2,14 @@
 //
 //   a folder with .tar files in it      WebDataset shards, in bytewise order of their names
 //   a .tar file, or a glob of them      the same
+//   http(s)://, s3://                remote tar shards: see remote/remote_source.h
 //   any other folder                    images (jpg, jpeg, png, any case), with subfolders or none
 //
 // Names that begin with a dot are passed over. Symbolic links are followed.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +19,8 @@
 
 namespace tessera::data {
 
+class ObjectStore;
+
 struct Source {
   std::string kind;    // "folder" | "tar"
   std::string base;    // absolute folder that file paths are relative to
@@ -24,8 +28,9 @@ struct Source {
   std::vector<ManifestDraft::File> files;  // shards or images and sidecars, then folders; each bytewise by path
 };
 
-// Lists the files. Errors: kFixData (nothing there, no images, no permission), with the path as given.
-Result<Source> find_source(const std::string& data_path);
+// Lists the files; remote ones through the store, which may be null for local ones. Errors: kFixData (nothing there, no
+// images, no permission), with the path as given; kIo (the server does not answer).
+Result<Source> find_source(const std::string& data_path, ObjectStore* store = nullptr);
 
 // The folder and identity of a data path without listing it. Errors as above.
 struct SourcePlace {
@@ -36,9 +41,9 @@ Result<SourcePlace> place_source(const std::string& data_path);
 
 // Why a manifest no longer fits the files, as a sentence; empty when it does. Compares sizes and times of shards, and of
 // images where they are few (kStatLimit); for many images only the folders, whose times change when a name is added or
-// removed. An image overwritten in place behind that is refused by its hash when it is read.
+// removed. An image overwritten in place behind that is refused by its hash when it is read. Remote shards: sizes and ETags.
 inline constexpr size_t kStatLimit = 50'000;
-std::string why_stale(const Manifest& manifest, const SourcePlace& place);
+std::string why_stale(const Manifest& manifest, const SourcePlace& place, ObjectStore* store = nullptr);
 
 // Splits "a/b/key.ext" by WebDataset's rule: the key runs up to the first dot of the last part. False for names without
 // key or extension. The extension comes in lower case.

@@ -84,15 +84,24 @@ void DataPort::loop(std::stop_token stop) {
       log_warning("a trainer has taken nothing for {} s: its requests are forgotten", options_.limits.stalled_ms / 1000);
       queue_.forget(peer);
     }
+    free_slots();
     hand_out();
   }
+}
+
+// Of answers that nobody waits for any more: taken, cancelled, or their trainer forgotten.
+void DataPort::free_slots() {
+  std::erase_if(held_, [&](const auto& entry) { return !queue_.wanted(entry.first.first, entry.first.second); });
 }
 
 void DataPort::on_message(proto::Incoming incoming) {
   auto& payload = incoming.envelope.payload;
   if (auto* tile = std::get_if<proto::TileRequest>(&payload)) return on_request(incoming.peer, *tile);
   if (auto* samples = std::get_if<proto::SampleRequest>(&payload)) return on_request(incoming.peer, std::move(*samples));
-  if (const auto* cancel = std::get_if<proto::TileCancel>(&payload)) return queue_.cancel(incoming.peer, cancel->request_id);
+  if (const auto* cancel = std::get_if<proto::TileCancel>(&payload)) {
+    queue_.progress(incoming.peer, monotonic_ms());
+    return queue_.cancel(incoming.peer, cancel->request_id);
+  }
   if (!std::holds_alternative<proto::DatasetRequest>(payload)) return;
   const auto now = served();
   if (!now) return refuse(incoming.peer, 0, "[data_loader] the dataset is still being opened", 0);
@@ -126,6 +135,11 @@ void DataPort::hand_out() {
     has_work_.notify_one();
   }
   status_.queue = int32_t(queue_.outstanding());
+  status_.unsent_bytes = queue_.unsent_bytes();
+  const double now = monotonic_seconds();
+  if (held_up_) status_.blocked_seconds += now - looked_;
+  held_up_ = work_.size() < worker_count_ && queue_.has_waiting();
+  looked_ = now;
 }
 
 void DataPort::collect() {
@@ -171,7 +185,8 @@ bool DataPort::send_answer(Answer& answer) {
     answer.messages.pop_front();
     queue_.progress(answer.peer, monotonic_ms());
   }
-  queue_.finish(answer.peer, answer.ticket);
+  if (answer.slot) held_[{answer.peer, answer.ticket}] = std::move(answer.slot);
+  else queue_.finish(answer.peer, answer.ticket);
   return true;
 }
 
@@ -191,7 +206,8 @@ void DataPort::work(std::stop_token stop) {
     const double waited = monotonic_seconds() - begin;
     const StageSeconds before = worker.maker ? worker.maker->seconds() : StageSeconds{};
     const auto maker_before = worker.made_for;
-    Answer made{next->peer, next->ticket, answer(worker, next->request)};
+    Answer made{next->peer, next->ticket, {}, nullptr};
+    made.messages = answer(worker, next->request, &made.slot);
     note(maker_before == worker.made_for ? before : StageSeconds{}, worker.maker ? worker.maker->seconds() : StageSeconds{}, waited);
     {
       std::lock_guard lock(mutex_);
@@ -210,7 +226,16 @@ Result<TileMaker*> DataPort::maker_of(Worker& worker) {
   return &*worker.maker;
 }
 
-std::deque<DataPort::Message> DataPort::answer(Worker& worker, const Request& request) {
+// Null: the pixels go in frames.
+std::shared_ptr<SharedBuffer> DataPort::slot_for(const proto::TileRequest& request, const FunctionConfig& function) {
+  if (request.shared_host.empty() || request.shared_host != host_identity()) return nullptr;
+  auto slot = slots_.take(tile_pixel_bytes(function));
+  if (slot) return std::move(*slot);
+  log_warning("{}; this tile goes over TCP", slot.error().message);
+  return nullptr;
+}
+
+std::deque<DataPort::Message> DataPort::answer(Worker& worker, const Request& request, std::shared_ptr<SharedBuffer>* slot) {
   const uint64_t id = request_id(request);
   std::deque<Message> out;
   const auto failed = [&](const Error& error) {
@@ -221,9 +246,19 @@ std::deque<DataPort::Message> DataPort::answer(Worker& worker, const Request& re
   const auto maker = maker_of(worker);
   if (!maker) return failed(maker.error());
   if (const auto* tile = std::get_if<proto::TileRequest>(&request)) {
-    auto made = (*maker)->make(tile->step, tile->tile);
-    if (!made) return failed(made.error());
+    *slot = slot_for(*tile, worker.made_for->function);
+    auto made = (*maker)->make(tile->step, tile->tile, *slot ? std::span((*slot)->data(), size_t((*slot)->size())) : std::span<uint8_t>());
+    if (!made) {
+      slot->reset();
+      return failed(made.error());
+    }
     note_tile(*made);
+    if (*slot) {
+      made->header.request_id = id, made->header.frame_count = 0;
+      made->header.shared = {::getpid(), (*slot)->descriptor(), (*slot)->nonce()};
+      out.push_back({std::move(made->header), {}});
+      return out;
+    }
     return as_messages(std::move(*made), id);
   }
   const auto& wanted = std::get<proto::SampleRequest>(request);
@@ -259,6 +294,7 @@ void DataPort::note(const StageSeconds& before, const StageSeconds& after, doubl
 void DataPort::note_tile(const MadeTile& tile) {
   std::lock_guard lock(mutex_);
   status_.images_total += int64_t(tile.header.sample_ids.size());
+  status_.shared_tiles += tile.pixels == nullptr;
   bad_.insert(tile.header.grey_samples.begin(), tile.header.grey_samples.end());
   status_.bad_samples = int64_t(bad_.size());
   if (!tile.grey_reason.empty()) status_.last_bad = tile.grey_reason;

@@ -4,11 +4,16 @@
 // work, a mailbox of answers with an eventfd that ends the loop's wait. Answers are pure, so threads and order of arrival
 // never change a byte. Memory is bounded by the queue's limits (request_queue.h) plus what ZeroMQ holds per peer
 // (kFramesInFlight frames). A request's credit covers its whole tile, or it is refused.
+//
+// A trainer on this host that says so gets its tiles by shared memory: they are made in slots (shared_slots.h), the header
+// tells where, and the slot is free again when the trainer cancels the request (it has copied the pixels), is silent for
+// the queue's stalled_ms, or is forgotten. Slots count as unsent bytes until then.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -20,6 +25,7 @@
 #include "common/result.h"
 #include "data_loader/dataset/dataset.h"
 #include "data_loader/server/request_queue.h"
+#include "data_loader/server/shared_slots.h"
 #include "data_loader/server/tile_maker.h"
 #include "proto/channel.h"
 
@@ -62,6 +68,7 @@ class DataPort {
     std::string peer;
     uint64_t ticket = 0;
     std::deque<Message> messages;
+    std::shared_ptr<SharedBuffer> slot;  // of a tile that goes by shared memory
   };
   struct Worker {
     std::optional<TileMaker> maker;
@@ -79,7 +86,9 @@ class DataPort {
   void refuse(const std::string& peer, uint64_t id, const std::string& why, int exit_code);
 
   void work(std::stop_token stop);
-  std::deque<Message> answer(Worker& worker, const Request& request);
+  std::deque<Message> answer(Worker& worker, const Request& request, std::shared_ptr<SharedBuffer>* slot);
+  std::shared_ptr<SharedBuffer> slot_for(const proto::TileRequest& request, const FunctionConfig& function);
+  void free_slots();
   Result<TileMaker*> maker_of(Worker& worker);
   static std::deque<Message> as_messages(MadeTile tile, uint64_t id);
   void note(const StageSeconds& before, const StageSeconds& after, double waited);
@@ -92,6 +101,7 @@ class DataPort {
   int answers_fd_ = -1;
   RequestQueue queue_;          // the loop thread's
   std::deque<Answer> ready_;    // the loop thread's
+  std::map<std::pair<std::string, uint64_t>, std::shared_ptr<SharedBuffer>> held_;  // the loop thread's: by peer and ticket
   std::string run_id_;          // the loop thread's: what the server's envelopes carry
 
   mutable std::mutex mutex_;    // guards the two mailboxes, what is served, the metrics
@@ -101,6 +111,10 @@ class DataPort {
   std::shared_ptr<const Served> served_;
   proto::LoaderStatus status_;
   std::set<SampleId> bad_;
+  bool held_up_ = false;        // requests wait and workers too: what is unsent has reached its limit
+  double looked_ = 0;           // when that was last found out
+
+  SharedSlots slots_;
 
   std::atomic<size_t> worker_count_{0};
   std::vector<std::jthread> workers_;  // of the thread that calls serve()

@@ -82,6 +82,14 @@ Opened open_for(const OpenOptions& options, const std::string& wanted_digest) {
   return out;
 }
 
+RemoteOptions remote_options(const OperationConfig& operation, std::shared_ptr<std::atomic<bool>> closing) {
+  RemoteOptions out;
+  out.cache_dir = operation.remote.cache_dir;
+  out.cache_bytes = operation.remote.cache_bytes;
+  out.http = {int(operation.remote.retries), int(operation.remote.stall_seconds), std::move(closing)};
+  return out;
+}
+
 // The control side of a loader with a coordinator.
 class Loader {
  public:
@@ -89,6 +97,7 @@ class Loader {
       : options_(options), coordinator_(std::move(coordinator)), client_(std::move(client)) {
     client_.watch(options_.stop_fd);
   }
+  ~Loader() { *closing_ = true; }  // a download under way must not hold up the end
 
   Result<int> run() {
     started_ = monotonic_ms();
@@ -181,6 +190,8 @@ class Loader {
     open.data_path = options_.data_path.empty() ? welcome.data_path : options_.data_path;
     open.manifest_folder = welcome.manifest_folder.empty() ? options_.manifest_folder : welcome.manifest_folder;
     open.threads = std::max(threads_, 2);
+    TESSERA_ASSIGN(const OperationConfig operation, parse_operation(welcome.operation_yaml));
+    open.remote = remote_options(operation, closing_);
     if (opening_.valid()) opening_.wait();
     opening_ = std::async(std::launch::async, open_for, open, function_.data.manifest_digest);
     return {};
@@ -209,6 +220,7 @@ class Loader {
   bool welcomed_ = false;
   Millis heard_ = 0;  // anything from the coordinator
   Millis started_ = 0, next_hello_ = 0, next_status_ = 0;
+  std::shared_ptr<std::atomic<bool>> closing_ = std::make_shared<std::atomic<bool>>(false);
   std::future<Opened> opening_;
   proto::LoaderDataset last_report_;
   std::optional<Millis> failed_at_;  // when the dataset could not be opened: the coordinator's word is awaited for a while
@@ -253,6 +265,8 @@ Result<int> run_standalone(const LoaderOptions& options) {
   open.data_path = options.data_path;
   open.manifest_folder = options.manifest_folder;
   open.threads = std::max(options.threads, 2);
+  open.remote = options.remote;
+  const auto closing = open.remote.http.closing = std::make_shared<std::atomic<bool>>(false);
   TESSERA_ASSIGN(auto dataset, open_dataset(open));
   DataPortOptions port_options;
   port_options.bind = options.bind.empty() ? "127.0.0.1" : options.bind;
@@ -266,6 +280,7 @@ Result<int> run_standalone(const LoaderOptions& options) {
   pollfd wait{options.stop_fd, POLLIN, 0};
   while (::poll(&wait, 1, -1) <= 0) {
   }
+  *closing = true;
   return exit_codes::kDone;
 }
 

@@ -28,6 +28,7 @@ struct LoaderOptions {
   std::string interpolation = "bilinear";  // standalone
   std::string function_file;  // standalone: serve the tiles of this function config (YAML) too
   std::string manifest_folder = "runs/.manifests";  // standalone
+  RemoteOptions remote;       // standalone; with a coordinator its operation.remote counts
   Millis abandoned_ms = 0;    // leaves when nothing was heard of the coordinator for so long; 0: ten minutes
   int stop_fd = -1;         // readable: finish (a signalfd)
 };

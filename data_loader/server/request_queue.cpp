@@ -74,6 +74,12 @@ int64_t RequestQueue::unsent_bytes() const {
   return sum;
 }
 
+bool RequestQueue::has_waiting() const {
+  for (const auto& [peer, entry] : peers_)
+    if (!entry.waiting.empty()) return true;
+  return false;
+}
+
 size_t RequestQueue::outstanding() const {
   size_t sum = 0;
   for (const auto& [peer, entry] : peers_) sum += entry.waiting.size() + entry.active.size();

@@ -59,6 +59,7 @@ class RequestQueue {
 
   int64_t unsent_bytes() const;
   size_t outstanding() const;  // waiting and started and ready
+  bool has_waiting() const;
 
  private:
   struct Active {

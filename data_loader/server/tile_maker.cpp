@@ -66,7 +66,7 @@ Status TileMaker::fill_masks(proto::TileHeader* header) {
   return {};
 }
 
-Result<MadeTile> TileMaker::make(Step step, TileIndex tile) {
+Result<MadeTile> TileMaker::make(Step step, TileIndex tile, std::span<uint8_t> into) {
   if (step < 0 || tile < 0 || tile >= function_.batch.tiles)
     return fail(ErrorCode::kUsage, "[data_loader] there is no tile " + std::to_string(tile) + " of step " + std::to_string(step) + "; a step has " + std::to_string(function_.batch.tiles) + " tiles");
   TESSERA_ASSIGN(const RunLength length, run_length(function_, dataset_->manifest->sample_count()));
@@ -78,10 +78,13 @@ Result<MadeTile> TileMaker::make(Step step, TileIndex tile) {
   header.image_size = int32_t(function_.model.image_size), header.grid = int32_t(function_.model.grid());
   header.sample_ids = tile_samples(function_, *order, place);
   const int64_t image_bytes = function_.model.image_size * function_.model.image_size * 3;
-  auto pixels = std::make_shared<std::vector<uint8_t>>(header.sample_ids.size() * size_t(image_bytes));
+  const size_t pixel_bytes = header.sample_ids.size() * size_t(image_bytes);
+  TESSERA_CHECK(into.empty() || into.size() == pixel_bytes);
+  const auto own = into.empty() ? std::make_shared<std::vector<uint8_t>>(pixel_bytes) : nullptr;
+  if (own) into = *own;
   for (size_t i = 0; i < header.sample_ids.size(); ++i) {
     const SampleId id = header.sample_ids[i];
-    uint8_t* to = pixels->data() + i * size_t(image_bytes);
+    uint8_t* to = into.data() + i * size_t(image_bytes);
     TESSERA_ASSIGN(const std::string bytes, read(id));
     auto crop = transform_.training_crop(as_bytes(bytes), place.epoch, id, to);
     if (!crop) {
@@ -94,11 +97,11 @@ Result<MadeTile> TileMaker::make(Step step, TileIndex tile) {
     header.crops.push_back(*crop);
   }
   TESSERA_TRY(fill_masks(&header));
-  header.pixel_bytes = int64_t(pixels->size());
+  header.pixel_bytes = int64_t(pixel_bytes);
   header.frame_count = int32_t((header.pixel_bytes + kFrameBytes - 1) / kFrameBytes);
-  header.pixel_hash = hash_bytes(pixels->data(), pixels->size());
+  header.pixel_hash = hash_bytes(into.data(), pixel_bytes);
   header.digest = proto::tile_digest(header);
-  out.pixels = std::move(pixels);
+  out.pixels = own;
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,7 @@ using Pixels = std::shared_ptr<const std::vector<uint8_t>>;
 
 struct MadeTile {
   proto::TileHeader header;  // all but request_id
-  Pixels pixels;             // images x S x S x 3, uint8 NHWC
+  Pixels pixels;             // images x S x S x 3, uint8 NHWC; null when they went elsewhere
   std::string grey_reason;   // of the last sample that became grey
 };
 struct MadeSamples {
@@ -48,7 +49,8 @@ class TileMaker {
   // Errors: kFixData: a sample's bytes differ from the manifest, or do not decode and function.data.undecodable is fail;
   // the sentence names shard, key and byte. kFixConfig: fewer samples than a step; masks. kIo: the disk. kUsage: step or
   // tile out of range.
-  Result<MadeTile> make(Step step, TileIndex tile);
+  // into: where to put the pixels (tile_pixel_bytes of the function); empty: a buffer of their own, in MadeTile::pixels.
+  Result<MadeTile> make(Step step, TileIndex tile, std::span<uint8_t> into = {});
 
   // Whole images resized to side x side, without crop, flip or masks, and their labels. Errors as above, and kUsage: an id
   // out of range, more than kMaxSampleBytes of pixels.

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/process.h"
+#include "common/shared_memory.h"
 #include "data_loader/server/tile_maker.h"
 #include "proto/channel.h"
 #include "proto/codec.h"
@@ -95,13 +96,12 @@ class Pulling {
     Pulled out;
     out.before = usage_of(loader_.pid());
     const double begin = monotonic_seconds();
-    double window = begin;
-    int64_t window_images = 0;
+    window_ = begin, window_images_ = 0;
     while (monotonic_seconds() < begin + seconds) {
       while (int64_t(open_.size()) < o.in_flight) {
         const Step step = next_step_++ % steps;
         const uint64_t id = next_id_++;
-        TESSERA_TRY(client_->send(proto::TileRequest{id, step, 0, o.tile * o.size * o.size * 3, {}}));
+        TESSERA_TRY(client_->send(proto::TileRequest{id, step, 0, o.tile * o.size * o.size * 3, o.transport == "shm" ? host_identity() : ""}));
         open_[id] = {};
       }
       auto incoming = client_->receive(200);
@@ -116,16 +116,24 @@ class Pulling {
         open_.erase(error->request_id);
         ::usleep(20000);
       } else if (auto* header = std::get_if<proto::TileHeader>(&incoming->envelope.payload)) {
-        if (const auto it = open_.find(header->request_id); it != open_.end()) it->second.resize(size_t(header->pixel_bytes)), headers_[header->request_id] = std::move(*header);
+        const auto it = open_.find(header->request_id);
+        if (it == open_.end()) continue;
+        it->second.resize(size_t(header->pixel_bytes));
+        const bool is_shared = header->shared.pid != 0;
+        if (is_shared) {
+          TESSERA_ASSIGN(const uint8_t* from, views_.get(header->shared.pid, header->shared.fd, header->shared.nonce, header->pixel_bytes));
+          std::memcpy(it->second.data(), from, it->second.size());
+          TESSERA_TRY(client_->send(proto::TileCancel{header->request_id}));
+          out.bytes += header->pixel_bytes;
+        }
+        headers_[header->request_id] = std::move(*header);
+        if (is_shared) TESSERA_TRY(arrived(it->first, o, &out));
       } else if (const auto* frame = std::get_if<proto::TileFrame>(&incoming->envelope.payload)) {
         const auto it = open_.find(frame->request_id);
         if (it == open_.end() || frame->offset + int64_t(incoming->raw.size()) > int64_t(it->second.size())) continue;
         std::memcpy(it->second.data() + frame->offset, incoming->raw.data(), incoming->raw.size());
         if (frame->offset + int64_t(incoming->raw.size()) < int64_t(it->second.size())) continue;
-        if (hash_bytes(it->second.data(), it->second.size()) != headers_[frame->request_id].pixel_hash) return fail(ErrorCode::kRetry, "a tile was damaged on the way");
-        open_.erase(it), headers_.erase(frame->request_id);
-        out.images += o.tile, window_images += o.tile;
-        if (const double now = monotonic_seconds(); now - window >= 1) out.rates.push_back(double(window_images) / (now - window)), window = now, window_images = 0;
+        TESSERA_TRY(arrived(frame->request_id, o, &out));
       }
     }
     out.seconds = monotonic_seconds() - begin;
@@ -135,6 +143,18 @@ class Pulling {
   }
 
  private:
+  Status arrived(uint64_t id, const BenchLoaderOptions& o, Pulled* out) {
+    const std::vector<uint8_t>& pixels = open_[id];
+    if (hash_bytes(pixels.data(), pixels.size()) != headers_[id].pixel_hash) return fail(ErrorCode::kRetry, "a tile was damaged on the way");
+    open_.erase(id), headers_.erase(id);
+    out->images += o.tile, window_images_ += o.tile;
+    if (const double now = monotonic_seconds(); now - window_ >= 1) out->rates.push_back(double(window_images_) / (now - window_)), window_ = now, window_images_ = 0;
+    return {};
+  }
+
+  double window_ = 0;
+  int64_t window_images_ = 0;
+  SharedViews views_;
   Child loader_;
   std::unique_ptr<proto::Client> client_;
   std::map<uint64_t, std::vector<uint8_t>> open_;
@@ -146,7 +166,7 @@ class Pulling {
 }  // namespace
 
 Result<nlohmann::json> bench_loader(const OpenOptions& open, const BenchLoaderOptions& o) {
-  if (o.transport != "tcp") return fail(ErrorCode::kUsage, "--transport " + o.transport + ": this build streams over tcp");
+  if (o.transport != "tcp" && o.transport != "shm") return fail(ErrorCode::kUsage, "--transport " + o.transport + ": tcp or shm");
   TESSERA_ASSIGN(const FunctionConfig function, function_of(o));
   TESSERA_ASSIGN(const auto dataset, open_dataset(open));
   const int64_t samples = dataset->manifest->sample_count(), steps = samples / o.tile;

@@ -47,11 +47,15 @@ int main(int argc, char** argv) {
   app.add_flag("--json", json, "Print one JSON object on the last line");
   app.add_option("--threads", open.threads, "Threads; never changes a digest")->check(CLI::Range(1, 1024));
   app.add_option("--manifests", open.manifest_folder, "Folder for manifests of read-only data");
+  app.add_option("--cache-dir", open.remote.cache_dir, "Folder for blocks of http and s3 data; see operation.remote");
+  app.add_option("--cache-bytes", open.remote.cache_bytes, "Its size at most")->transform(CLI::AsSizeValue(false));
+  app.add_option("--retries", open.remote.http.retries, "Repetitions of a request that may succeed later")->check(CLI::Range(0, 100));
+  app.add_option("--stall-seconds", open.remote.http.stall_seconds, "A download under 1 kB/s for so long has failed")->check(CLI::Range(1, 3600));
   CLI::App* index = app.add_subcommand("index", "Make the manifest of a dataset");
   CLI::App* inspect = app.add_subcommand("inspect", "Show what a dataset holds");
   CLI::App* verify = app.add_subcommand("verify", "Read, check and decode every sample; 65 if any is bad");
   CLI::App* scenes = app.add_subcommand("make-scenes", "Write the procedural dataset as tar shards");
-  for (CLI::App* command : {index, inspect, verify}) command->add_option("path", open.data_path, "Folder of images, folder or pattern of tar shards, or scenes:N")->required();
+  for (CLI::App* command : {index, inspect, verify}) command->add_option("path", open.data_path, "Folder of images, folder or pattern of tar shards, http(s):// or s3:// shards, or scenes:N")->required();
   index->add_flag("--again", open.index_again, "Index even when the manifest looks fresh");
   std::string folder;
   CLI::App* repack = app.add_subcommand("repack", "Write a dataset again in shards that decode several times faster; losslessly");
@@ -65,7 +69,7 @@ int main(int argc, char** argv) {
   scenes->add_option("--shard-size", options.shard_size, "Images per shard");
   data::BenchLoaderOptions bench_options;
   CLI::App* bench = app.add_subcommand("bench", "Measures this machine")->require_subcommand(1);
-  CLI::App* loader = bench->add_subcommand("loader", "Tiles from a loader process to another over TCP");
+  CLI::App* loader = bench->add_subcommand("loader", "Tiles from a loader process to another");
   loader->add_option("--data", open.data_path, "Folder of images, tar shards, or scenes:N")->required();
   loader->add_option("--size", bench_options.size, "Pixels of a side")->check(CLI::Range(8, 4096))->capture_default_str();
   loader->add_option("--patch", bench_options.patch, "Pixels of a patch")->check(CLI::Range(1, 256))->capture_default_str();
@@ -73,7 +77,7 @@ int main(int argc, char** argv) {
   loader->add_option("--threads", bench_options.threads, "Threads of the loader")->check(CLI::Range(1, 1024))->capture_default_str();
   loader->add_option("--seconds", bench_options.seconds, "To measure for")->check(CLI::Range(0.5, 3600.0))->capture_default_str();
   loader->add_option("--in-flight", bench_options.in_flight, "Tiles asked for ahead")->check(CLI::Range(1, 1024))->capture_default_str();
-  loader->add_option("--transport", bench_options.transport, "tcp")->capture_default_str();
+  loader->add_option("--transport", bench_options.transport, "tcp or shm")->check(CLI::IsMember({"tcp", "shm"}))->capture_default_str();
   loader->add_flag("--json", json, "Print one JSON object on the last line");
   try {
     app.parse(argc, argv);
@@ -85,8 +89,8 @@ int main(int argc, char** argv) {
     const auto result = data::bench_loader(open, bench_options);
     if (!result || json) return report(result, json, false);
     const auto& r = *result;
-    std::printf("%.0f images/s (%.0f to %.0f) over tcp with %d loader threads, %.3f ms CPU an image, %.0f bytes a sample, loader memory %.0f MB\n", r["images_per_second"]["median"].get<double>(),
-                r["images_per_second"]["min"].get<double>(), r["images_per_second"]["max"].get<double>(), bench_options.threads, 1e3 * r["cpu_seconds_per_image"].get<double>(), r["bytes_per_sample"].get<double>(),
+    std::printf("%.0f images/s (%.0f to %.0f) over %s with %d loader threads, %.3f ms CPU an image, %.0f bytes a sample, loader memory %.0f MB\n", r["images_per_second"]["median"].get<double>(),
+                r["images_per_second"]["min"].get<double>(), r["images_per_second"]["max"].get<double>(), bench_options.transport.c_str(), bench_options.threads, 1e3 * r["cpu_seconds_per_image"].get<double>(), r["bytes_per_sample"].get<double>(),
                 r["rss_bytes"].get<double>() / 1e6);
     for (const auto& [stage, seconds] : r["split"].items()) std::printf("  %-7s %.3f ms\n", stage.c_str(), 1e3 * seconds.get<double>());
     return exit_codes::kDone;

@@ -29,7 +29,8 @@ Status check_bad_samples(const Config& config, const Json& index) {
 Result<DataFacts> index_data(const Config& config, const std::string& manifest_folder, SignalWatch& signals) {
   if (config.operation.data_path.empty())
     return fail(ErrorCode::kFixConfig, "[config] operation.data_path is empty; set it to a folder of images, a folder of tar shards, or scenes:10000 (--set operation.data_path=...)");
-  TESSERA_ASSIGN(const Json index, run_helper("tessera-data", {"index", config.operation.data_path, "--json", "--manifests", manifest_folder}, signals));
+  const auto& remote = config.operation.remote;
+  TESSERA_ASSIGN(const Json index, run_helper("tessera-data", {"index", config.operation.data_path, "--json", "--manifests", manifest_folder, "--cache-dir", remote.cache_dir, "--cache-bytes", std::to_string(remote.cache_bytes), "--retries", std::to_string(remote.retries), "--stall-seconds", std::to_string(remote.stall_seconds)}, signals));
   if (!index.contains("samples")) return fail(ErrorCode::kInternal, "tessera-data index said nothing of " + config.operation.data_path + "; is it of the same build as tessera?");
   DataFacts out{index.value("samples", int64_t{0}), index.value("shards", int64_t{0}), index.value("manifest_digest", "")};
   TESSERA_TRY(check_bad_samples(config, index));

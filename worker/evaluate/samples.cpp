@@ -136,7 +136,7 @@ Result<std::pair<proto::TileHeader, std::vector<uint8_t>>> SampleSource::tile(St
   std::optional<proto::TileHeader> header;
   std::vector<uint8_t> pixels;
   for (int attempt = 0; attempt < 200; ++attempt) {
-    TESSERA_TRY(client_->send(proto::TileRequest{next_id_++, step, tile, bytes, {}}));
+    TESSERA_TRY(client_->send(proto::TileRequest{next_id_++, step, tile, bytes, ""}));
     for (;;) {
       auto incoming = wait(60000);
       if (!incoming) {

@@ -14,18 +14,22 @@ namespace tessera::trainer {
 namespace {
 
 constexpr Millis kLateMs = 500, kQuietMs = 1000;
+constexpr double kSlowestTile = 5;  // seconds; a pause longer than that tells nothing of the next tile
+constexpr int kForgotten = 40;  // times the time after which silence is late
 // More tiles ahead hide nothing more, and every change of world throws them away: a loader works through what it was asked
 // for before it comes to what is needed now.
 constexpr int64_t kMostTilesAhead = 64;
 
 }  // namespace
 
-Fetcher::Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender)
+Fetcher::Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender, const std::string& transport)
     : function_(function),
       tile_bytes_(tile_pixel_bytes(function)),
       window_(size_t(std::clamp<int64_t>(budget_bytes / std::max<int64_t>(1, tile_bytes_), 2, kMostTilesAhead))),
       sender_(std::move(sender)),
+      shared_host_(transport == "tcp" ? "" : host_identity()),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  if (transport == "shm" && shared_host_.empty()) log_warning("operation.transport is shm, but this host does not tell who it is (no /proc?): tiles come over TCP");
   thread_ = std::jthread([this](std::stop_token stop) { run(stop); });
 }
 
@@ -112,7 +116,8 @@ void Fetcher::wait_for_message() {
     poll(&wait, 1, 50);
   } else {
     const std::string& name = requests_.begin()->second.loader;
-    if (auto incoming = loaders_.at(name).client->receive(asked.size() > 1 ? 2 : 50)) on_message(std::move(*incoming));
+    Loader& loader = loaders_.at(name);
+    if (auto incoming = loader.client->receive(asked.size() > 1 ? 2 : 50)) loader.heard = monotonic_ms(), on_message(std::move(*incoming));
   }
   uint64_t count;
   [[maybe_unused]] const ssize_t got = ::read(wake_fd_, &count, sizeof count);
@@ -139,13 +144,14 @@ void Fetcher::reconcile_loaders() {
       continue;
     }
     client->watch(wake_fd_);
-    loader = {std::make_unique<proto::Client>(std::move(*client)), share.data_address, 0};
+    loader = {std::make_unique<proto::Client>(std::move(*client)), share.data_address};
     replaced.insert(share.name);
   }
   std::vector<uint64_t> orphans;
   for (const auto& [id, request] : requests_)
     if (!loaders_.contains(request.loader) || !listed.contains(request.loader) || replaced.contains(request.loader)) orphans.push_back(id);
   for (const uint64_t id : orphans) requests_.erase(id);
+  for (auto& [key, by_loader] : refusals_) std::erase_if(by_loader, [&](const auto& entry) { return !listed.contains(entry.first) || replaced.contains(entry.first); });
   std::erase_if(loaders_, [&](const auto& entry) { return !listed.contains(entry.first); });
 }
 
@@ -173,6 +179,7 @@ std::optional<Fetcher::Key> Fetcher::next_missing() {
 // Requests whose tile nobody waits for any more (a world ended, a step was reached otherwise).
 void Fetcher::drop_unwanted() {
   std::lock_guard lock(mutex_);
+  std::erase_if(refusals_, [&](const auto& entry) { return entry.second.empty() || !wanted(entry.first); });
   std::erase_if(requests_, [&](const auto& entry) {
     if (wanted(entry.second.key)) return false;
     if (const auto loader = loaders_.find(entry.second.loader); loader != loaders_.end()) (void)loader->second.client->send(proto::TileCancel{entry.first});
@@ -194,24 +201,36 @@ void Fetcher::ask_ahead(Millis now) {
 // Spread over the loaders that are not quiet; any would do. False: none can be asked now.
 bool Fetcher::send_request(const Key& key, Millis now) {
   std::vector<std::string> awake;
+  const auto refused = refusals_.find(key);
   for (const auto& [name, loader] : loaders_)
-    if (loader.quiet_until <= now) awake.push_back(name);
+    if (loader.quiet_until <= now && (refused == refusals_.end() || !refused->second.contains(name))) awake.push_back(name);
+  if (refused != refusals_.end() && refused->second.size() == loaders_.size()) {
+    std::lock_guard lock(mutex_);
+    fatal_ = refused->second.begin()->second;
+    arrived_.notify_all();
+    return false;
+  }
   if (awake.empty()) return false;
   const std::string& name = awake[size_t(key.first * function_.batch.tiles + key.second) % awake.size()];
   const uint64_t id = next_id_++;
-  if (auto sent = loaders_.at(name).client->send(proto::TileRequest{id, key.first, key.second, tile_bytes_, {}}); !sent) {
-    loaders_.at(name).quiet_until = now + kQuietMs;
+  Loader& loader = loaders_.at(name);
+  if (auto sent = loader.client->send(proto::TileRequest{id, key.first, key.second, tile_bytes_, loader.takes_shared ? shared_host_ : ""}); !sent) {
+    loader.quiet_until = now + kQuietMs;
     return true;
   }
-  requests_[id] = {key, name, now, std::nullopt, {}, 0};
+  requests_[id] = {key, name, now, std::nullopt, {}, 0, now};
   return true;
 }
 
+// A loader works through its requests one after the other: while it delivers, the others are not late, unless one has been
+// forgotten.
 void Fetcher::drop_late(Millis now) {
-  const Millis late = std::max<Millis>(kLateMs, Millis(4000 * tile_seconds_ * double(std::max<size_t>(1, requests_.size()))));
+  const Millis late = std::max<Millis>(kLateMs, Millis(4000 * tile_seconds_)) * (loaders_.size() > 1 ? 1 : 10);
   std::vector<uint64_t> expired;
-  for (const auto& [id, request] : requests_)
-    if (now - request.last_progress > (loaders_.size() > 1 ? late : 10 * late)) expired.push_back(id);
+  for (const auto& [id, request] : requests_) {
+    const Millis silent = now - std::max(request.last_progress, loaders_.at(request.loader).heard);
+    if (silent > late || now - request.last_progress > kForgotten * late) expired.push_back(id);
+  }
   for (const uint64_t id : expired) give_up(id, "no answer for " + std::to_string(late) + " ms");
 }
 
@@ -229,7 +248,7 @@ void Fetcher::give_up(uint64_t id, const std::string& why) {
 bool Fetcher::receive_all() {
   bool any = false;
   for (auto& [name, loader] : loaders_)
-    while (auto incoming = loader.client->receive(0)) on_message(std::move(*incoming)), any = true;
+    while (auto incoming = loader.client->receive(0)) loader.heard = monotonic_ms(), on_message(std::move(*incoming)), any = true;
   return any;
 }
 
@@ -242,20 +261,47 @@ void Fetcher::on_message(proto::Incoming incoming) {
       return give_up(header->request_id, "the answer is tile " + std::to_string(header->tile) + " of step " + std::to_string(header->step));
     if (auto fits = check_header(*header, function_); !fits) return give_up(header->request_id, fits.error().message);
     request.last_progress = monotonic_ms();
-    request.pixels.resize(size_t(header->pixel_bytes));
     request.header = std::move(*header);
+    if (request.header->shared.pid != 0) return on_shared(it->first);
+    request.pixels.resize(size_t(request.header->pixel_bytes));
   } else if (const auto* frame = std::get_if<proto::TileFrame>(&incoming.envelope.payload)) {
     on_frame(*frame, incoming.raw);
   } else if (const auto* error = std::get_if<proto::TileError>(&incoming.envelope.payload)) {
-    if (error->exit_code != 0) {
-      std::lock_guard lock(mutex_);
-      fatal_ = Error{ErrorCode::kFixData, error->reason, error->exit_code};
-      arrived_.notify_all();
-    } else {
-      give_up(error->request_id, error->reason);
-    }
+    if (error->exit_code != 0) on_refusal(*error);
+    else give_up(error->request_id, error->reason);
   }
 }
+
+// The loader cannot make this tile, now or later; another one may have a good copy of the data. send_request() decides
+// that none has.
+void Fetcher::on_refusal(const proto::TileError& error) {
+  const auto it = requests_.find(error.request_id);
+  if (it == requests_.end()) return;
+  const auto& [key, loader] = std::pair(it->second.key, it->second.loader);
+  if (loaders_.size() > 1) log_warning("loader {} cannot deliver tile {} of step {}: {}; asking elsewhere", loader, key.second, key.first, error.reason);
+  refusals_[key].insert_or_assign(loader, Error{ErrorCode::kFixData, error.reason, error.exit_code});
+  requests_.erase(it);
+}
+
+void Fetcher::on_shared(uint64_t id) {
+  Request& request = requests_.at(id);
+  Loader& loader = loaders_.at(request.loader);
+  const proto::SharedPixels& place = request.header->shared;
+  const auto pixels = loader.views.get(place.pid, place.fd, place.nonce, request.header->pixel_bytes);
+  if (!pixels) {
+    log_warning("loader {}: {}; its tiles come over TCP from now on", request.loader, pixels.error().message);
+    loader.takes_shared = false;
+    release(id);
+    requests_.erase(id);
+    return;
+  }
+  // Copied before it is verified: what is hashed is what will be used.
+  request.pixels.assign(*pixels, *pixels + request.header->pixel_bytes);
+  release(id);
+  complete(id);
+}
+
+void Fetcher::release(uint64_t id) { (void)loaders_.at(requests_.at(id).loader).client->send(proto::TileCancel{id}); }
 
 void Fetcher::on_frame(const proto::TileFrame& frame, const std::string& raw) {
   const auto it = requests_.find(frame.request_id);
@@ -266,9 +312,7 @@ void Fetcher::on_frame(const proto::TileFrame& frame, const std::string& raw) {
     return give_up(frame.request_id, "a frame does not fit");
   std::memcpy(request.pixels.data() + frame.offset, raw.data(), raw.size());
   request.received_bytes += size;
-  const Millis now = monotonic_ms();
-  tile_seconds_ = 0.9 * tile_seconds_ + 0.1 * double(now - request.last_progress) / 1000.0;
-  request.last_progress = now;
+  request.last_progress = monotonic_ms();
   if (request.received_bytes == int64_t(request.pixels.size())) complete(frame.request_id);
 }
 
@@ -277,6 +321,10 @@ void Fetcher::complete(uint64_t id) {
   const Hash128 pixel_hash = hash_bytes(request.pixels.data(), request.pixels.size());
   if (pixel_hash != request.header->pixel_hash || proto::tile_digest(*request.header) != request.header->digest)
     return give_up(id, "hashes differ: the bytes were damaged on the way");
+  Loader& loader = loaders_.at(request.loader);
+  const Millis now = monotonic_ms();
+  const double took = std::min(kSlowestTile, double(now - std::max(request.asked, std::exchange(loader.completed, now))) / 1000.0);
+  tile_seconds_ = std::max(took, 0.9 * tile_seconds_ + 0.1 * took);
   {
     std::lock_guard lock(mutex_);
     if (wanted(request.key)) ready_[request.key] = {std::move(*request.header), std::move(request.pixels)};

@@ -1,6 +1,8 @@
 // Pulls tiles from loaders ahead of their use: one thread, one socket per loader, never more pixels asked for than the
 // byte budget. Any loader can answer for any tile: a late or broken answer is asked for again elsewhere, a duplicate is
-// thrown away, bytes are verified against their hashes.
+// thrown away, bytes are verified against their hashes. A tile that a loader refuses for good (its copy of a shard is damaged)
+// is asked for elsewhere; it is fatal when every loader refuses it. From a loader on this host pixels come by shared memory
+// unless the transport is tcp; where that fails, over TCP.
 #pragma once
 
 #include <condition_variable>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "common/config.h"
+#include "common/shared_memory.h"
 #include "proto/channel.h"
 #include "worker/collective/mesh.h"
 
@@ -25,7 +28,8 @@ struct FetchedTile {
 
 class Fetcher {
  public:
-  Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender);
+  // transport: operation.transport.
+  Fetcher(const FunctionConfig& function, int64_t budget_bytes, std::string sender, const std::string& transport = "auto");
   ~Fetcher();
 
   // The loaders to ask; any time. Requests to loaders that are no longer listed are asked elsewhere.
@@ -48,11 +52,16 @@ class Fetcher {
     std::optional<proto::TileHeader> header;
     std::vector<uint8_t> pixels;
     int64_t received_bytes = 0;
+    Millis asked = 0;
   };
   struct Loader {
     std::unique_ptr<proto::Client> client;
     std::string address;
     Millis quiet_until = 0;  // no new requests before: it was late or refused
+    bool takes_shared = true;  // until a tile of it could not be mapped
+    SharedViews views{};
+    Millis heard = 0;         // the last message of it
+    Millis completed = 0;     // the last whole tile of it
   };
 
   void run(std::stop_token stop);
@@ -62,6 +71,9 @@ class Fetcher {
   bool receive_all();
   void on_message(proto::Incoming incoming);
   void on_frame(const proto::TileFrame& frame, const std::string& raw);
+  void on_shared(uint64_t id);
+  void on_refusal(const proto::TileError& error);
+  void release(uint64_t id);
   void complete(uint64_t id);
   void give_up(uint64_t id, const std::string& why);
   bool send_request(const Key& key, Millis now);
@@ -75,6 +87,7 @@ class Fetcher {
   const int64_t tile_bytes_;
   const size_t window_;  // tiles that may be held or on the way
   const std::string sender_;
+  const std::string shared_host_;  // empty: TCP only
 
   std::mutex mutex_;
   std::condition_variable arrived_;
@@ -88,8 +101,9 @@ class Fetcher {
 
   std::map<std::string, Loader> loaders_;     // fetch thread only
   std::map<uint64_t, Request> requests_;      // fetch thread only
+  std::map<Key, std::map<std::string, Error>> refusals_;  // fetch thread only: by loader
   uint64_t next_id_ = 1;
-  double tile_seconds_ = 0.1;                 // smoothed latency
+  double tile_seconds_ = 0.1;                 // smoothed time that a loader takes for a tile
   int wake_fd_ = -1;
   std::jthread thread_;
 };

@@ -80,7 +80,7 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
   }
   gradient_ = model::make_buffers(model::State::empty(function_).layout);
   schedule_.emplace(function_, RunLength{welcome.steps_per_epoch, welcome.total_steps, welcome.warmup_steps});
-  fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id);
+  fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id, operation_.transport);
   link_.on_assignment([this](const proto::ShardAssignment& assignment) { fetcher_->set_loaders(assignment); });
   writer_ = std::make_unique<CheckpointWriter>(welcome.checkpoint_root, [this](proto::Payload payload) { link_.send(std::move(payload)); });
   link_.on_checkpoint([this](const proto::Payload& payload) {

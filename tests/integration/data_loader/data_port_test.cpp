@@ -114,6 +114,44 @@ TEST_F(DataPortTest, ASlowTrainerNeverMakesTheLoaderGrow) {
   EXPECT_EQ(port->status().queue, 0);
 }
 
+TEST_F(DataPortTest, SharedMemoryBringsTheSameTiles) {
+  const auto port = this->port(2);
+  TileClient over_tcp(address(*port)), shared(address(*port), 1000, host_identity()), elsewhere(address(*port), 1000, "another host");
+  for (Step step = 0; step < 3; ++step) {
+    const Received by_frames = over_tcp.take(over_tcp.ask(step, 1, tile_bytes())), by_memory = shared.take(shared.ask(step, 1, tile_bytes()));
+    EXPECT_EQ(by_frames.header->digest, by_memory.header->digest);
+    EXPECT_EQ(by_frames.pixels, by_memory.pixels);
+    EXPECT_NE(by_memory.header->shared.pid, 0);
+    EXPECT_EQ(by_frames.header->shared.pid, 0);
+    EXPECT_EQ(elsewhere.take(elsewhere.ask(step, 1, tile_bytes())).header->shared.pid, 0);
+  }
+  EXPECT_EQ(port->status().shared_tiles, 3);
+}
+
+// A trainer that keeps what it got, or died: its slots are bounded, and come back when it lets go.
+TEST_F(DataPortTest, SlotsAreBoundedAndComeBack) {
+  QueueLimits limits;
+  limits.unsent_bytes_per_peer = 4 * tile_bytes();
+  const auto port = this->port(2, limits);
+  TileClient keeps(address(*port), 1000, host_identity());
+  keeps.set_release(false);
+  std::vector<uint64_t> ids;
+  for (int i = 0; i < 40; ++i) ids.push_back(keeps.ask(i / 3, i % 3, tile_bytes()));
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(keeps.take(ids[size_t(i)]).header);
+  const auto settled = [&](int64_t wanted) {
+    for (Millis end = monotonic_ms() + 5000; monotonic_ms() < end && port->status().unsent_bytes != wanted;) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    return port->status().unsent_bytes == wanted;
+  };
+  EXPECT_TRUE(settled(4 * tile_bytes())) << port->status().unsent_bytes;
+  EXPECT_EQ(port->status().shared_tiles, 4) << "40 were asked for";
+  for (Millis end = monotonic_ms() + 5000; monotonic_ms() < end && port->status().blocked_seconds == 0;) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_GT(port->status().blocked_seconds, 0) << "the loader waits for the trainer";
+  for (const uint64_t id : ids) keeps.cancel(id);
+  EXPECT_TRUE(settled(0));
+  TileClient other(address(*port), 1000, host_identity());
+  EXPECT_TRUE(other.take(other.ask(0, 0, tile_bytes())).header);
+}
+
 TEST_F(DataPortTest, ATrainerThatIsGoneIsForgotten) {
   function_.model.image_size = 256;
   const auto port = this->port(1);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "common/shared_memory.h"
 #include "proto/channel.h"
 
 namespace tessera::data {
@@ -23,14 +24,16 @@ struct Received {
 
 class TileClient {
  public:
-  explicit TileClient(const std::string& address, int high_water_mark = 1000)
-      : client_(std::move(*proto::Client::connect(address, {.cluster_id = "tessera", .run_id = "", .sender = "test", .max_message_bytes = int64_t{4} << 20, .high_water_mark = high_water_mark, .socket_buffer_bytes = 0}))) {}
+  explicit TileClient(const std::string& address, int high_water_mark = 1000, const std::string& shared_host = "")
+      : client_(std::move(*proto::Client::connect(address, {.cluster_id = "tessera", .run_id = "", .sender = "test", .max_message_bytes = int64_t{4} << 20, .high_water_mark = high_water_mark, .socket_buffer_bytes = 0}))), shared_host_(shared_host) {}
 
   uint64_t ask(Step step, TileIndex tile, int64_t credit_bytes) {
     const uint64_t id = next_++;
-    send(proto::TileRequest{id, step, tile, credit_bytes, {}});
+    send(proto::TileRequest{id, step, tile, credit_bytes, shared_host_});
     return id;
   }
+  // Whether it lets go of shared memory when it has copied it, as a trainer does.
+  void set_release(bool release) { release_ = release; }
   void cancel(uint64_t id) { send(proto::TileCancel{id}); }
 
   // Waits for the whole answer (or its error), keeping what arrives for others.
@@ -78,6 +81,13 @@ class TileClient {
     if (auto* header = std::get_if<proto::TileHeader>(&payload)) {
       Received& to = received_[header->request_id];
       to.pixels.resize(size_t(header->pixel_bytes));
+      if (header->shared.pid != 0) {
+        const auto from = views_.get(header->shared.pid, header->shared.fd, header->shared.nonce, header->pixel_bytes);
+        ASSERT_TRUE(from) << from.error().message;
+        std::copy(*from, *from + header->pixel_bytes, to.pixels.begin());
+        to.bytes = header->pixel_bytes;
+        if (release_) cancel(header->request_id);
+      }
       to.header = std::move(*header);
     } else if (const auto* frame = std::get_if<proto::TileFrame>(&payload)) {
       Received& to = received_[frame->request_id];
@@ -92,6 +102,9 @@ class TileClient {
   }
 
   proto::Client client_;
+  std::string shared_host_;
+  SharedViews views_;
+  bool release_ = true;
   uint64_t next_ = 1;
   std::map<uint64_t, Received> received_;
 };

@@ -102,6 +102,7 @@ void FakeLoader::run(std::stop_token stop) {
       ++asked_[{request->step, request->tile}];
     }
     if (behave.silent) continue;
+    if (behave.delay_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(behave.delay_ms));
     if (behave.fatal_code != 0) {
       (void)server_.send(incoming->peer, proto::TileError{request->request_id, "shard 3 is damaged", behave.fatal_code});
     } else if (spend(behave.errors)) {
@@ -117,6 +118,10 @@ void FakeLoader::answer(proto::Server& server, const std::string& peer, const pr
   FetchedTile tile = make_tile(function_, request.step, request.tile);
   tile.header.request_id = request.request_id;
   if (spend(behave.damage_header)) tile.header.sample_ids.pop_back();
+  if (!request.shared_host.empty() && spend(behave.share_nothing)) {
+    tile.header.shared = {1, 0, 77};
+    return void(server.send(peer, tile.header));
+  }
   (void)server.send(peer, tile.header);
   const bool cut = spend(behave.stop_in_middle);
   auto pixels = std::make_shared<std::vector<uint8_t>>(std::move(tile.pixels));

@@ -33,6 +33,8 @@ class FakeLoader {
     std::atomic<int> errors{0};          // so many TileErrors that ask for another try
     std::atomic<int> fatal_code{0};      // TileError with this exit code to everything
     std::atomic<int> stop_in_middle{0};  // so many answers that end after the first frame
+    std::atomic<int> share_nothing{0};   // so many answers by a shared memory that is not there
+    std::atomic<int> delay_ms{0};        // before each answer
     std::atomic<int> duplicate{0};       // so many answers sent twice
   };
   explicit FakeLoader(const FunctionConfig& function, std::string name = "loader");

@@ -112,6 +112,46 @@ TEST_F(FetchTest, AFatalErrorStopsWithItsCodeAndSentence) {
   EXPECT_THAT(got.error().message, HasSubstr("shard 3 is damaged"));
 }
 
+// A damaged shard at one loader is no reason to stop while another has a good copy.
+TEST_F(FetchTest, ATileThatOneLoaderRefusesIsAskedForElsewhere) {
+  FakeLoader damaged(function_, "a"), good(function_, "b");
+  damaged.behave.fatal_code = 65;
+  begin({&damaged, &good});
+  fetcher_->want(0, 3, {0, 4});
+  expect_steps(0, 3, {0, 4});
+  EXPECT_GT(damaged.requests(), 0) << "it must have been asked, or the test shows nothing";
+  EXPECT_EQ(damaged.requests() + good.requests(), 12 + damaged.requests()) << "each refused tile is asked for once more";
+}
+
+TEST_F(FetchTest, ATileThatAllLoadersRefuseIsFatal) {
+  FakeLoader one(function_, "a"), two(function_, "b");
+  one.behave.fatal_code = 65, two.behave.fatal_code = 65;
+  begin({&one, &two});
+  fetcher_->want(0, 3, {0, 4});
+  const auto got = fetcher_->take(0, 0, abort_);
+  ASSERT_FALSE(got);
+  EXPECT_EQ(exit_code_of(got.error()), 65);
+}
+
+TEST_F(FetchTest, SharedMemoryThatIsNotThereFallsBackToFrames) {
+  FakeLoader loader(function_);
+  loader.behave.share_nothing = 1000;
+  begin({&loader});
+  fetcher_->want(0, 3, {0, 3});
+  expect_steps(0, 3, {0, 3});
+  EXPECT_LE(loader.requests(), 18) << "after the first failure it is asked for frames";
+}
+
+// Many tiles are asked of a slow loader at once: those at the end of its queue are not late while it delivers.
+TEST_F(FetchTest, AQueueOfASlowLoaderIsNotLate) {
+  FakeLoader one(function_, "a"), two(function_, "b");
+  one.behave.delay_ms = two.behave.delay_ms = 120;
+  begin({&one, &two});
+  fetcher_->want(0, 3, {0, 6});
+  expect_steps(0, 3, {0, 6});
+  EXPECT_EQ(one.requests() + two.requests(), 18);
+}
+
 TEST_F(FetchTest, AnAbortEndsTheWait) {
   FakeLoader loader(function_);
   loader.behave.silent = true;

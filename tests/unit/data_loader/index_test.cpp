@@ -252,6 +252,70 @@ TEST(Index, RefusesBytesThatDifferFromTheManifest) {
   EXPECT_SAYS(refused.error().message, "byte " + std::to_string(dataset->manifest->stored(1).offset));
 }
 
+// Members beyond the 8 GiB that an octal size can say, in a file that is mostly a hole: what lies behind them is found, an
+// image of that size is refused, and a size that the file does not have is refused before anything is read.
+TEST(Index, MembersOfNineGigabytes) {
+  TemporaryFolder folder;
+  const int64_t nine = int64_t{9} << 30;
+  const auto write = [&](const std::string& path, const std::string& name, bool whole) {
+    std::string header = tar_of({{name, ""}}).substr(0, 512);
+    header[124] = char(0x80);
+    for (int i = 0; i < 11; ++i) header[size_t(135 - i)] = i < 8 ? char(nine >> 8 * i) : 0;
+    int64_t sum = 0;
+    for (size_t i = 0; i < 512; ++i) sum += i >= 148 && i < 156 ? ' ' : static_cast<unsigned char>(header[i]);
+    std::snprintf(header.data() + 148, 8, "%06o", unsigned(sum));
+    header[155] = ' ';
+    write_test_file(path, header);
+    if (!whole) return;
+    ASSERT_EQ(::truncate(path.c_str(), 512 + nine), 0);
+    std::ofstream(path, std::ios::binary | std::ios::app) << tar_of({{"k.jpg", test_jpegs()[0]}, {"k.cls", "3"}});
+  };
+  write(folder / "a/s.tar", "notes.bin", true);
+  const auto dataset = opened(folder / "a");
+  ASSERT_TRUE(dataset);
+  ASSERT_EQ(dataset->manifest->sample_count(), 1);
+  EXPECT_GT(dataset->manifest->stored(0).offset, nine);
+  SampleReader reader(dataset);
+  const auto read = reader.read(0);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(*read, test_jpegs()[0]);
+  write(folder / "b/s.tar", "huge.jpg", true);
+  const std::string image = refusal(folder / "b");
+  EXPECT_SAYS(image, "huge.jpg");
+  EXPECT_SAYS(image, std::to_string(nine));
+  write(folder / "c/s.tar", "huge.jpg", false);
+  EXPECT_SAYS(refusal(folder / "c"), "ends after");
+}
+
+TEST(Index, MissingLabelsAreNone) {
+  TemporaryFolder folder;
+  write_test_file(folder / "a/s.tar", tar_of({{"k.jpg", test_jpegs()[0]}, {"k.cls", "4"}, {"l.jpg", test_jpegs()[1]}}));
+  const auto dataset = opened(folder / "a");
+  ASSERT_TRUE(dataset);
+  ASSERT_EQ(dataset->manifest->label_names(), std::vector<std::string>{"class"});
+  EXPECT_EQ(dataset->manifest->labels(0)[0], 4);
+  EXPECT_TRUE(std::isnan(dataset->manifest->labels(1)[0]));
+}
+
+// A shard that is cut, or overwritten, while a reader has it open: a sentence, never a wrong byte.
+TEST(Index, AShardThatChangesWhileItIsRead) {
+  TemporaryFolder folder;
+  const std::string tar = tar_of({{"a.jpg", test_jpegs()[0]}, {"b.jpg", test_jpegs()[1]}}), path = folder / "d/s.tar";
+  write_test_file(path, tar);
+  const auto dataset = opened(folder / "d");
+  SampleReader reader(dataset);
+  EXPECT_TRUE(reader.read(1));
+  ASSERT_EQ(::truncate(path.c_str(), dataset->manifest->stored(1).offset + 10), 0);
+  EXPECT_TRUE(reader.read(0));
+  const auto cut = reader.read(1);
+  ASSERT_FALSE(cut);
+  for (const char* word : {"s.tar", "key 'b'", "ends at byte"}) EXPECT_SAYS(cut.error().message, word);
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(0) << tar_of({{"b.jpg", test_jpegs()[1]}, {"a.jpg", test_jpegs()[0]}});
+  const auto other = reader.read(0);
+  ASSERT_FALSE(other);
+  for (const char* word : {"s.tar", "key 'a'", "differ from the manifest"}) EXPECT_SAYS(other.error().message, word);
+}
+
 TEST(Index, DigestOfTheRunMustFit) {
   TemporaryFolder folder;
   write_test_file(folder / "d/a.jpg", test_jpegs()[0]);

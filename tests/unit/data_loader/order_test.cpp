@@ -136,6 +136,87 @@ TEST(Order, BlockShuffleKeepsFewBlocksOpen) {
   EXPECT_NE(block_of(order.sample_at(0)), block_of(order.sample_at(1)) + block_of(order.sample_at(2)));  // and mixes them
 }
 
+// The same promises at a thousand million samples, where no list of them is made.
+TEST(Order, BlockShuffleOfAThousandMillion) {
+  const int64_t n = 1'000'000'000, block = 10'007;
+  std::vector<SampleId> first;
+  for (int64_t b = 0; b < n; b += block) first.push_back(b);
+  const EpochOrder order(config("block"), n, first, 4);
+  std::set<SampleId> seen;
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 300; ++i) {
+    const int64_t position = i == 0 ? 0 : i == 1 ? n - 1 : int64_t(random() % uint64_t(n));
+    const SampleId sample = order.sample_at(position);
+    ASSERT_TRUE(sample >= 0 && sample < n);
+    ASSERT_TRUE(seen.insert(sample).second || i > 1);
+    ASSERT_EQ(order.position_of(sample), position);
+  }
+  // A step's worth of neighbours comes from few blocks, wherever it begins.
+  for (int i = 0; i < 20; ++i) {
+    const int64_t begin = int64_t(random() % uint64_t(n - 4096));
+    std::set<int64_t> open;
+    for (int64_t p = begin; p < begin + 4096; ++p) open.insert(order.sample_at(p) / block);
+    EXPECT_LE(int(open.size()), 2 * EpochOrder::kWindowBlocks);
+    EXPECT_GE(int(open.size()), EpochOrder::kWindowBlocks - 1);
+  }
+}
+
+// What is counted of a permutation, of ours and of std::shuffle's with the same number of draws: fixed points (Poisson 1),
+// inversions (normal around n(n-1)/4), cycles (around ln n + 0.58). Ours must be where theory has them, as the other is.
+TEST(Order, CountsAsOfTrueRandomPermutations) {
+  const int n = 300, draws = 600;
+  for (const bool ours : {true, false}) {
+    std::mt19937 random(12);
+    double fixed = 0, inversions = 0, cycles = 0;
+    for (int d = 0; d < draws; ++d) {
+      std::vector<int> p(static_cast<size_t>(n));
+      std::iota(p.begin(), p.end(), 0);
+      const Permutation permutation(uint64_t(n), 77, Purpose::kShuffle, uint32_t(d));
+      if (ours) for (int i = 0; i < n; ++i) p[size_t(i)] = int(permutation(uint64_t(i)));
+      else std::shuffle(p.begin(), p.end(), random);
+      std::vector<bool> visited(size_t(n), false);
+      for (int i = 0; i < n; ++i) {
+        fixed += p[size_t(i)] == i;
+        for (int j = i + 1; j < n; ++j) inversions += p[size_t(i)] > p[size_t(j)];
+        if (visited[size_t(i)]) continue;
+        ++cycles;
+        for (int at = i; !visited[size_t(at)]; at = p[size_t(at)]) visited[size_t(at)] = true;
+      }
+    }
+    const double harmonic = std::log(n) + 0.5772 + 0.5 / n, variance = n * (n - 1.0) * (2.0 * n + 5) / 72;
+    EXPECT_NEAR(fixed / draws, 1, 4.5 / std::sqrt(draws)) << ours;
+    EXPECT_NEAR(inversions / draws, n * (n - 1) / 4.0, 4.5 * std::sqrt(variance / draws)) << ours;
+    EXPECT_NEAR(cycles / draws, harmonic, 4.5 * std::sqrt((harmonic - 1.645) / draws)) << ours;
+  }
+}
+
+// Block shuffle: where a block's window stands in the epoch, and where a sample stands in its window, are uniform, and a
+// sample has other neighbours every epoch.
+TEST(Order, BlockShuffleIsUniformInItsWindows) {
+  const int64_t n = 64'000, block = 100;  // 640 blocks, 40 windows of 16
+  std::vector<SampleId> first;
+  for (int64_t b = 0; b < n; b += block) first.push_back(b);
+  const int64_t window = block * EpochOrder::kWindowBlocks;
+  const int bins = 40, epochs = 12;
+  std::vector<int> windows(bins, 0), places(bins, 0);
+  int same_neighbour = 0, draws = 0;
+  std::vector<SampleId> before;
+  for (int epoch = 0; epoch < epochs; ++epoch) {
+    const EpochOrder order(config("block", 9), n, first, epoch);
+    std::vector<SampleId> behind(size_t(n), -1);
+    for (int64_t p = 0; p + 1 < n; ++p) behind[size_t(order.sample_at(p))] = order.sample_at(p + 1);
+    for (SampleId sample = 13; sample < n; sample += 4 * block, ++draws) {
+      const int64_t position = order.position_of(sample);
+      ++windows[size_t(position / window)], ++places[size_t(position % window * bins / window)];
+      same_neighbour += !before.empty() && before[size_t(sample)] == behind[size_t(sample)];
+    }
+    before = std::move(behind);
+  }
+  EXPECT_LT(chi_square(windows, double(draws) / bins), chi_square_limit(bins - 1));
+  EXPECT_LT(chi_square(places, double(draws) / bins), chi_square_limit(bins - 1));
+  EXPECT_LT(same_neighbour, 5) << "of " << draws;
+}
+
 TEST(Order, StepsCoverAnEpochUpToItsTail) {
   const FunctionConfig f = config("global");
   const int64_t n = 130, steps_per_epoch = n / f.batch.global();  // 10 steps of 12, a tail of 10

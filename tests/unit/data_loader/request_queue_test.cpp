@@ -6,7 +6,7 @@
 namespace tessera::data {
 namespace {
 
-Request tile(uint64_t id) { return proto::TileRequest{id, 0, 0, 100, {}}; }
+Request tile(uint64_t id) { return proto::TileRequest{id, 0, 0, 100, ""}; }
 
 TEST(RequestQueue, PeersTakeTurns) {
   RequestQueue queue;
