@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 
 #include "common/version.h"
 #include "coordinator/machine_parts.h"
@@ -7,6 +8,7 @@ namespace tessera::coordinator {
 namespace {
 
 constexpr Millis kAssignmentEveryMs = 5000;
+constexpr int kSameFailures = 3;
 
 bool version_fits(Context& c, const std::string& peer, const std::string& who, const proto::BuildInfo& build) {
   if (build.version == kVersion && build.protocol == kProtocolVersion) return true;
@@ -155,10 +157,29 @@ void welcome_trainers(Context& c) {
     if (worker.state != WorkerState::kGone) welcome(c, worker);
 }
 
+namespace {
+
+// A step that ends its trainer again and again will do so for ever: the run stops and names the step and its tiles. Somebody's
+// kill -9 is no failure of the step; the kernel's, for memory, is.
+void count_crash(Context& c, const Worker& worker, const proto::TrainerExited& exited) {
+  const bool crashed = exited.signal != 0 ? exited.signal != SIGKILL || exited.cause.find("out of memory") != std::string::npos : exited.exit_code == exit_codes::kBug;
+  if (!crashed || !is_member(c.state.world, worker.id) || c.state.world.phase != WorldPhase::kRunning) return;
+  const Step step = c.state.committed;
+  const std::string key = std::to_string(step) + ":" + exited.cause;
+  if (++c.state.faults_at_step[key] < kSameFailures) return;
+  const int64_t tiles = c.config.function.batch.tiles, world = int64_t(c.state.world.members.size());
+  const int64_t rank = c.state.world.ranks.at(worker.id);
+  finish(c, RunState::kFailed, exit_codes::kBug, "step " + std::to_string(step) + " ended its trainer " + std::to_string(kSameFailures) + " times (" + exited.cause + "), the last time " + worker.id + ", rank " +
+                                                     std::to_string(rank) + " of " + std::to_string(world) + ", which had about tiles " + std::to_string(tiles * rank / world) + " to " + std::to_string(std::max<int64_t>(tiles * rank / world, tiles * (rank + 1) / world - 1)) + "; its log has the cause");
+}
+
+}  // namespace
+
 void on_trainer_exited(Context& c, const proto::TrainerExited& exited) {
   const auto it = c.state.workers.find(exited.worker_id);
   const bool known = it != c.state.workers.end() && (it->second.incarnation == exited.incarnation || exited.incarnation == 0);
   c.log(exited.exit_code == 0 ? "info" : "warning", "worker " + exited.worker_id + " ended: " + exited.cause + (exited.will_restart ? "; its daemon starts it again" : ""));
+  if (known) count_crash(c, it->second, exited);
   if (known) worker_dead(c, exited.worker_id, it->second.incarnation, exited.cause);
   // Codes that a new process would meet again end the run, with the trainer's own reason when it said one.
   const int code = exited.exit_code;

@@ -6,3 +6,4 @@ tessera_test(sim_test LABEL sim SOURCES sim/sim_test.cpp LIBS tessera_sim_cluste
 add_executable(world_change_bench perf/world_change_bench.cpp)
 target_link_libraries(world_change_bench PRIVATE tessera_flags tessera_proto nlohmann_json::nlohmann_json)
 set_target_properties(world_change_bench PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+tessera_test(machine_test LABEL unit SOURCES unit/coordinator/machine_test.cpp LIBS tessera_coordinator_core)

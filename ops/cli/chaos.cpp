@@ -82,6 +82,8 @@ class Chaos {
     for (const Fault& fault : faults_) out["by_target"][fault.target] = out["by_target"].value(fault.target, 0) + 1;
     out["recovery_seconds"] = quantiles(report.recovery_seconds);
     out["stall_seconds"] = quantiles(report.stall_seconds);
+    out["step_seconds_after_coordinator"] = quantiles(report.coordinator_gaps);
+    out["undisturbed_step_seconds"] = quantiles(step_gaps(read_json_lines(undisturbed_ + "/metrics.jsonl")));
     out["goodput"] = report.goodput;
     out["steps"] = steps, out["steps_committed"] = ledger.steps_committed, out["steps_lost"] = report.steps_lost;
     out["lost"] = ledger.lost, out["repeated"] = ledger.repeated;
@@ -178,10 +180,10 @@ class Chaos {
   }
 
   static Json quantiles(std::vector<double> values) {
-    if (values.empty()) return {{"count", 0}, {"p50", nullptr}, {"p99", nullptr}, {"max", nullptr}};
+    if (values.empty()) return {{"count", 0}, {"p50", nullptr}, {"p99", nullptr}, {"p999", nullptr}, {"max", nullptr}};
     std::sort(values.begin(), values.end());
     const auto at = [&](double q) { return values[std::min(values.size() - 1, size_t(q * double(values.size())))]; };
-    return {{"count", values.size()}, {"p50", at(0.5)}, {"p99", at(0.99)}, {"max", values.back()}};
+    return {{"count", values.size()}, {"p50", at(0.5)}, {"p99", at(0.99)}, {"p999", at(0.999)}, {"max", values.back()}};
   }
 
   const ChaosOptions& o_;
@@ -208,10 +210,15 @@ std::string text_of(const Json& r) {
 
 }  // namespace
 
-double median_step_seconds(const std::vector<Json>& rows) {
+std::vector<double> step_gaps(const std::vector<Json>& rows) {
   std::vector<double> gaps;
   for (size_t i = 1; i < rows.size(); ++i)
     if (number_at(rows[i], "/step") == number_at(rows[i - 1], "/step") + 1) gaps.push_back(number_at(rows[i], "/time") - number_at(rows[i - 1], "/time"));
+  return gaps;
+}
+
+double median_step_seconds(const std::vector<Json>& rows) {
+  std::vector<double> gaps = step_gaps(rows);
   if (gaps.empty()) return 0;
   std::nth_element(gaps.begin(), gaps.begin() + int64_t(gaps.size() / 2), gaps.end());
   return gaps[gaps.size() / 2];
@@ -227,6 +234,8 @@ ChaosReport judge(const std::vector<Fault>& faults, const std::vector<Json>& row
     if (next == 0 || next == rows.size()) continue;  // before the first step, or nothing came after it: the stop did
     if (fault.target == "loader" || fault.target == "coordinator") {
       double longest = 0, last = fault.time;
+      if (fault.target == "coordinator")
+        for (size_t i = next; i < rows.size() && time(i) < fault.time + kStallWindowS; ++i) out.coordinator_gaps.push_back(time(i) - time(i - 1));
       for (size_t i = next; i < rows.size() && last < fault.time + kStallWindowS; ++i) longest = std::max(longest, time(i) - last), last = time(i);
       out.stall_seconds.push_back(longest);
       continue;

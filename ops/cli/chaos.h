@@ -27,12 +27,15 @@ struct Fault {
 struct ChaosReport {
   std::vector<double> recovery_seconds;  // fault of trainer, hang or daemon -> first step committed by a later generation
   std::vector<double> stall_seconds;     // fault of loader or coordinator -> longest wait between steps in the 5 s after it
+  std::vector<double> coordinator_gaps;  // every time between two steps in the 5 s after a fault of the coordinator
   double goodput = 0;                    // committed steps x undisturbed median step / wall time
   int64_t steps_lost = 0;                // committed, and evaluated again after a fault
 };
 // Pure. rows: metrics.jsonl of the disturbed run; events: its events.jsonl; step_seconds: the undisturbed run's median.
 ChaosReport judge(const std::vector<Fault>& faults, const std::vector<Json>& rows, const std::vector<Json>& events, double step_seconds);
 
+// Times between consecutive steps, as their trainers ended them.
+std::vector<double> step_gaps(const std::vector<Json>& rows);
 // Median time between the commits of consecutive steps; 0 for fewer than two.
 double median_step_seconds(const std::vector<Json>& rows);
 

@@ -1,7 +1,9 @@
 """The one idea, on real processes: the same weights for any number of workers and loaders and any deaths on the way."""
+import contextlib
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -9,6 +11,9 @@ import sys
 import unittest
 
 from cluster import ROOT, TINY, Up, WorldTest, processes, program, wait_for
+
+
+SWEEP = ["function.steps=170", "operation.checkpoint.every_steps=25"]
 
 
 class SameBits(WorldTest):
@@ -207,6 +212,31 @@ class Chaos(WorldTest):
         replayed = subprocess.run([program("tessera"), "replay", report["run_dir"], "--step", str(report["steps"] - 1), "--workers", "1", "--json"], capture_output=True, text=True, timeout=200, cwd=self.folder)
         self.assertEqual(replayed.returncode, 0, replayed.stdout + replayed.stderr)
         self.assertTrue(json.loads(replayed.stdout.splitlines()[-1])["ok"])
+
+
+class Sweep(WorldTest):
+    """Worker counts and numbers of kills; all of them with TESSERA_FULL (ops/test --full integration)."""
+
+    def disturbed(self, workers, kills):
+        up = self.up("--workers", str(workers), sets=SWEEP, name=f"w{workers}k{kills}")
+        draw = random.Random(100 * workers + kills)
+        for kill in range(kills):
+            up.wait_step(10 + 15 * kill)
+            pids = wait_for(lambda: up.pids("tessera-trainer"), "a trainer")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(pids), signal.SIGKILL)
+        result = up.finish()
+        self.assertGreaterEqual(result["generations"], min(kills, 1) + 1)
+        checked = subprocess.run([program("tessera"), "verify", str(up.run_dir), "--json"], capture_output=True, text=True)
+        self.assertTrue(json.loads(checked.stdout.splitlines()[-1])["ok"], checked.stdout)
+        return result["state_digest"], result["batch_digest"]
+
+    def test_workers_and_kills(self):
+        full = os.environ.get("TESSERA_FULL")
+        want = self.disturbed(1, 0)
+        for workers, kills in [(w, k) for w in (1, 2, 3, 4, 5, 8) for k in (0, 1, 10)] if full else [(2, 1), (5, 4)]:
+            with self.subTest(workers=workers, kills=kills):
+                self.assertEqual(self.disturbed(workers, kills), want)
 
 
 class Standby(SameBits):
