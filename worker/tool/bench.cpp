@@ -13,6 +13,7 @@
 #include "worker/model/engine.h"
 #include "worker/model/numerics.h"
 #include "worker/optimizer/update.h"
+#include "worker/tool/bench_parts.h"
 #include "worker/tool/commands.h"
 
 namespace tessera::tool {
@@ -128,6 +129,18 @@ int bench_main(int argc, char** argv) {
   app.name("tessera bench");
   app.require_subcommand(1);
   Options o;
+  BenchCollectiveOptions c;
+  CLI::App* collective = app.add_subcommand("collective", "the defined sum beside a plain float all-reduce, ranks as threads over TCP");
+  collective->add_option("--ranks", c.ranks)->check(CLI::Range(2, 64))->capture_default_str();
+  collective->add_option("--tiles", c.tiles, "tiles of a step")->check(CLI::Range(1, 65536))->capture_default_str();
+  collective->add_option("--megabytes", c.megabytes, "of one bucket")->check(CLI::Range(1, 100000))->capture_default_str();
+  collective->add_option("--repeats", c.repeats)->check(CLI::Range(1, 100000))->capture_default_str();
+  collective->add_flag("--json", o.json, "one JSON object on the last line");
+  CLI::App* update = app.add_subcommand("update", "AdamW, EMA and the state digest beside memcpy");
+  update->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
+  update->add_option("--config", o.config, "the function of a configuration file instead")->check(CLI::ExistingFile);
+  update->add_option("--repeats", o.repeats)->check(CLI::Range(1, 100000))->capture_default_str();
+  update->add_flag("--json", o.json, "one JSON object on the last line");
   CLI::App* step = app.add_subcommand("step", "gradient of one tile, AdamW and EMA, without data and communication");
   step->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
   step->add_option("--config", o.config, "the function of a configuration file instead of the options below")->check(CLI::ExistingFile);
@@ -145,6 +158,27 @@ int bench_main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : exit_codes::kUsage;
+  }
+  if (collective->parsed()) {
+    const auto result = bench_collective(c);
+    if (!result) return report(result.error());
+    char text[200];
+    std::snprintf(text, sizeof text, "%d ranks, %d tiles, %lld MB: %.1f ms, %.2f times a plain all-reduce", c.ranks, c.tiles, static_cast<long long>(c.megabytes), 1e3 * (*result)["seconds"]["median"].get<double>(),
+                  (*result)["ratio"]["median"].get<double>());
+    print(*result, text, o.json);
+    return 0;
+  }
+  if (update->parsed()) {
+    at::set_num_threads(1);
+    const auto function = function_of(o);
+    if (!function) return report(function.error());
+    const auto result = bench_update(*function, o.repeats);
+    if (!result) return report(result.error());
+    char text[200];
+    std::snprintf(text, sizeof text, "AdamW %.1f GB/s (%.0f %% of memcpy's), EMA %.1f GB/s, digest %.1f ms", (*result)["gigabytes_per_second"]["adamw"].get<double>(), 100 * (*result)["of_memcpy_bandwidth"]["adamw"].get<double>(),
+                  (*result)["gigabytes_per_second"]["ema"].get<double>(), 1e3 * (*result)["seconds"]["state_digest"]["median"].get<double>());
+    print(*result, text, o.json);
+    return 0;
   }
   const auto result = run(o);
   if (!result) return report(result.error());

@@ -17,13 +17,13 @@ using ::testing::HasSubstr;
 const p::BuildInfo kBuild{kVersion, "", kProtocolVersion};
 
 // A run with a loader, one node daemon and its workers, in a running world unless said otherwise.
-struct Run {
+struct Group {
   MachineConfig config;
   State state;
   Millis now = 1000;
   Effects effects;  // of the last event
 
-  explicit Run(int workers) {
+  explicit Group(int workers) {
     config.function.batch.tile_size = 1, config.function.batch.tiles = 4, config.function.steps = 100;
     config.operation.checkpoint.every_steps = 0;
     config.run_id = "run", config.lineage = "run", config.term = 1;
@@ -78,7 +78,7 @@ struct Run {
 };
 
 TEST(Machine, AStepThatCrashesItsTrainerThreeTimesEndsTheRun) {
-  Run run(1);
+  Group run(1);
   for (int i = 0; i < 3; ++i) {
     ASSERT_FALSE(run.state.finished) << "after " << i;
     run.die(0, SIGSEGV, -1, "killed by SIGSEGV");
@@ -90,7 +90,7 @@ TEST(Machine, AStepThatCrashesItsTrainerThreeTimesEndsTheRun) {
 }
 
 TEST(Machine, KillsFromOutsideAreNoFailureOfTheStep) {
-  Run run(1);
+  Group run(1);
   for (int i = 0; i < 10; ++i) {
     run.die(0, SIGKILL, -1, "killed by SIGKILL");
     run.join(0), run.start_world();
@@ -99,12 +99,12 @@ TEST(Machine, KillsFromOutsideAreNoFailureOfTheStep) {
 }
 
 TEST(Machine, AWorkerThatDiffersThreeTimesIsRefused) {
-  Run run(3);
+  Group run(3);
   for (int i = 0; i < 3; ++i) {
     const World world = run.state.world;
-    run.say(Run::id(0), run.incarnation[0], p::WorldFault{world.generation, Step(i), "audit " + std::to_string(i), 2, true, false});
+    run.say(Group::id(0), run.incarnation[0], p::WorldFault{world.generation, Step(i), "audit " + std::to_string(i), 2, true, false});
     if (i == 2) {
-      const auto refused = run.sent<p::Refused>(Run::id(2));
+      const auto refused = run.sent<p::Refused>(Group::id(2));
       ASSERT_EQ(refused.size(), 1u);
       EXPECT_EQ(refused[0].exit_code, exit_codes::kDeviceFaulty);
       EXPECT_THAT(refused[0].reason, HasSubstr("worker n/2 gave other results than its peers 3 times"));
@@ -112,8 +112,8 @@ TEST(Machine, AWorkerThatDiffersThreeTimesIsRefused) {
     }
     EXPECT_TRUE(run.sent<p::Refused>().empty());
     EXPECT_EQ(run.sent<p::FenceTrainer>().size(), 1u);
-    for (int w : {0, 1}) run.say(Run::id(w), run.incarnation[w], p::Sealed{world.generation, 5, false, {}, {}});
-    run.say("daemon:n", 1, p::TrainerFenced{Run::id(2), run.incarnation[2]});
+    for (int w : {0, 1}) run.say(Group::id(w), run.incarnation[w], p::Sealed{world.generation, 5, false, {}, {}});
+    run.say("daemon:n", 1, p::TrainerFenced{Group::id(2), run.incarnation[2]});
     run.start_world();
     run.join(2);
     run.tick(400);
@@ -124,7 +124,7 @@ TEST(Machine, AWorkerThatDiffersThreeTimesIsRefused) {
 }
 
 TEST(Machine, SilenceOfEverybodyIsTheCoordinatorsOwnForAWhile) {
-  Run run(2);
+  Group run(2);
   const Generation generation = run.state.world.generation;
   run.tick(10000, false);
   EXPECT_EQ(run.state.world.generation, generation);
@@ -135,7 +135,7 @@ TEST(Machine, SilenceOfEverybodyIsTheCoordinatorsOwnForAWhile) {
 }
 
 TEST(Machine, ACoordinatorThatStoodStillBlamesNobody) {
-  Run run(2);
+  Group run(2);
   run.now += 60000;
   run.feed(TickEvent{});
   run.tick(300);
@@ -144,10 +144,10 @@ TEST(Machine, ACoordinatorThatStoodStillBlamesNobody) {
 }
 
 TEST(Machine, SurvivorsHearOfTheChangesOnlyAndComeToTheSameList) {
-  Run run(3);
+  Group run(3);
   const World before = run.state.world;
   run.die(1, SIGKILL, -1, "killed by SIGKILL");
-  for (int w : {0, 2}) run.say(Run::id(w), run.incarnation[w], p::Sealed{before.generation, 7, false, {}, {}});
+  for (int w : {0, 2}) run.say(Group::id(w), run.incarnation[w], p::Sealed{before.generation, 7, false, {}, {}});
   const auto starts = run.sent<p::WorldStart>();
   ASSERT_EQ(starts.size(), 2u);
   for (const auto& start : starts) {
@@ -166,25 +166,25 @@ TEST(Machine, SurvivorsHearOfTheChangesOnlyAndComeToTheSameList) {
 }
 
 TEST(Machine, WhatIsNotAnsweredIsSaidAgain) {
-  Run run(2);
+  Group run(2);
   run.die(1, SIGKILL, -1, "killed by SIGKILL");
-  EXPECT_EQ(run.sent<p::WorldStop>(Run::id(0)).size(), 1u);
+  EXPECT_EQ(run.sent<p::WorldStop>(Group::id(0)).size(), 1u);
   int again = 0;
   for (int i = 0; i < 30; ++i) {
     run.now += 50;
     run.feed(TickEvent{});
-    again += int(run.sent<p::WorldStop>(Run::id(0)).size());
+    again += int(run.sent<p::WorldStop>(Group::id(0)).size());
   }
   EXPECT_EQ(again, 1) << "after a second";
 }
 
 TEST(Machine, APausedRunStaysPausedUntilItIsTold) {
-  Run run(2);
+  Group run(2);
   run.feed(PauseCommand{true});
   ASSERT_EQ(run.sent<p::WorldDirective>().size(), 1u);
   EXPECT_TRUE(run.sent<p::WorldDirective>()[0].checkpoint);
   const World world = run.state.world;
-  for (int w : {0, 1}) run.say(Run::id(w), run.incarnation[w], p::Sealed{world.generation, 3, false, {}, {}});
+  for (int w : {0, 1}) run.say(Group::id(w), run.incarnation[w], p::Sealed{world.generation, 3, false, {}, {}});
   run.tick(3000);
   EXPECT_EQ(run.state.run_state, RunState::kPaused);
   run.feed(PauseCommand{false});
