@@ -54,8 +54,9 @@ WorldStart expand(WorldStart shortened, std::vector<Member> base_members) {
   std::vector<Member> changed = std::move(shortened.members);
   std::sort(changed.begin(), changed.end(), by_id);
   const std::set<WorkerId> removed(shortened.removed.begin(), shortened.removed.end());
-  std::erase_if(base_members, [&](const Member& m) { return removed.contains(m.worker_id) || std::binary_search(changed.begin(), changed.end(), m, by_id); });
-  std::sort(base_members.begin(), base_members.end(), by_id);
+  if (!removed.empty() || !changed.empty())
+    std::erase_if(base_members, [&](const Member& m) { return removed.contains(m.worker_id) || std::binary_search(changed.begin(), changed.end(), m, by_id); });
+  if (!std::is_sorted(base_members.begin(), base_members.end(), by_id)) std::sort(base_members.begin(), base_members.end(), by_id);
   shortened.members.clear(), shortened.removed.clear(), shortened.base.reset();
   shortened.members.reserve(base_members.size() + changed.size());
   std::merge(std::make_move_iterator(base_members.begin()), std::make_move_iterator(base_members.end()), std::make_move_iterator(changed.begin()), std::make_move_iterator(changed.end()),
