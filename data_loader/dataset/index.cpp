@@ -202,10 +202,12 @@ std::vector<std::string> classes_from_folders(std::vector<Indexed>* samples) {
   return {names.begin(), names.end()};
 }
 
-std::vector<std::string> class_names(const Source& source, const std::vector<Indexed>& samples, std::vector<std::string> from_folders, const std::shared_ptr<ObjectStore>& store) {
+Result<std::vector<std::string>> class_names(const Source& source, const std::vector<Indexed>& samples, std::vector<std::string> from_folders, const std::shared_ptr<ObjectStore>& store) {
   for (uint32_t i = 0; i < source.files.size(); ++i)
-    if (source.files[i].path == "classes.txt")
-      if (const auto text = read_whole(source, i, store)) return parse_class_names(*text);
+    if (source.files[i].path == "classes.txt") {
+      TESSERA_ASSIGN(const std::string text, read_whole(source, i, store));
+      return parse_class_names(text);
+    }
   std::map<int64_t, std::string> named;
   for (const Indexed& sample : samples)
     if (!sample.labels.class_name.empty() && sample.labels.has_class()) named.try_emplace(int64_t(sample.labels.values.at(kClassLabel)), sample.labels.class_name);
@@ -258,7 +260,7 @@ Result<ManifestDraft> index_source(const Source& source, int threads, const std:
   if (samples.empty()) return fail(ErrorCode::kFixData, "[data_loader] " + source.source + " holds no image that belongs to a key; expected key.jpg, key.jpeg or key.png in its shards");
   for (int64_t first = 0; !tars && first < int64_t(samples.size()); first += kFolderBlock) draft.block_starts.push_back(first);
   TESSERA_TRY(check_unique(source, samples));
-  draft.class_names = class_names(source, samples, classes_from_folders(&samples), store);
+  TESSERA_ASSIGN(draft.class_names, class_names(source, samples, classes_from_folders(&samples), store));
   std::vector<const SampleLabels*> labels;
   for (const Indexed& sample : samples) labels.push_back(&sample.labels);
   TESSERA_ASSIGN(draft.label_names, label_columns(labels));

@@ -32,10 +32,14 @@ struct Sink {
   int64_t most_bytes = 0;
   bool too_much = false;
   const std::atomic<bool>* closing = nullptr;
+  CURL* curl = nullptr;
 };
 
 size_t on_body(char* data, size_t, size_t count, void* to) {
   auto& sink = *static_cast<Sink*>(to);
+  long status = 0;
+  curl_easy_getinfo(sink.curl, CURLINFO_RESPONSE_CODE, &status);
+  if (status != 200 && status != 206) return count;  // a page about the error, of any size: not kept
   if (int64_t(sink.answer.body.size() + count) > sink.most_bytes) return sink.too_much = true, 0;
   sink.answer.body.append(data, count);
   return count;
@@ -107,6 +111,52 @@ std::unique_ptr<HttpClient::Handle> HttpClient::take_handle() const {
   return out;
 }
 
+// What one request says of itself; what is pointed to must live until it is done.
+struct Spoken {
+  curl_slist* headers = nullptr;
+  std::string range, signature;
+  ~Spoken() { curl_slist_free_all(headers); }
+};
+
+static void set_request(CURL* curl, const HttpRequest& request, const S3Access& access, Spoken* spoken) {
+  const auto add = [&](const std::string& line) { spoken->headers = curl_slist_append(spoken->headers, line.c_str()); };
+  for (const std::string& line : request.headers) add(line);
+  if (request.to_s3 && !access.key_id.empty()) {
+    add(kEmptyHash);
+    if (!access.token.empty()) add("x-amz-security-token: " + access.token);
+    spoken->signature = "aws:amz:" + access.region + ":s3";
+    curl_easy_setopt(curl, CURLOPT_AWS_SIGV4, spoken->signature.c_str());
+    curl_easy_setopt(curl, CURLOPT_USERNAME, access.key_id.c_str());
+    curl_easy_setopt(curl, CURLOPT_PASSWORD, access.secret.c_str());
+  }
+  if (request.byte_count > 0) {
+    spoken->range = std::to_string(request.first_byte) + "-" + std::to_string(request.first_byte + request.byte_count - 1);
+    curl_easy_setopt(curl, CURLOPT_RANGE, spoken->range.c_str());
+  }
+  if (request.head) curl_easy_setopt(curl, CURLOPT_NOBODY, 1L);
+  curl_easy_setopt(curl, CURLOPT_URL, request.url.c_str());
+  curl_easy_setopt(curl, CURLOPT_HTTPHEADER, spoken->headers);
+  curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, request.to_s3 ? 0L : 1L);
+}
+
+static void set_limits(CURL* curl, const HttpOptions& options, Sink* sink) {
+  curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(curl, CURLOPT_MAXREDIRS, 5L);
+  curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, std::min<long>(kConnectSeconds, options.stall_seconds));
+  curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, kStallBytesPerSecond);
+  curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, long(options.stall_seconds));
+  curl_easy_setopt(curl, CURLOPT_USERAGENT, "tessera");
+  curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
+  curl_easy_setopt(curl, CURLOPT_WRITEDATA, sink);
+  curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
+  curl_easy_setopt(curl, CURLOPT_HEADERDATA, sink);
+  curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+  curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
+  curl_easy_setopt(curl, CURLOPT_XFERINFODATA, sink);
+}
+
 HttpClient::Try HttpClient::once(const HttpRequest& request) const {
   ++tries_;
   Sink sink;
@@ -115,55 +165,25 @@ HttpClient::Try HttpClient::once(const HttpRequest& request) const {
   auto handle = take_handle();
   CURL* curl = handle->curl;
   curl_easy_reset(curl);  // keeps the connection
+  sink.curl = curl;
   char reason[CURL_ERROR_SIZE] = {};
-  const std::string range = std::to_string(request.first_byte) + "-" + std::to_string(request.first_byte + request.byte_count - 1);
-  const std::string signature = "aws:amz:" + access_.region + ":s3";
-  curl_slist* headers = nullptr;
-  for (const std::string& line : request.headers) headers = curl_slist_append(headers, line.c_str());
-  const bool is_signed = request.to_s3 && !access_.key_id.empty();
-  if (is_signed) {
-    headers = curl_slist_append(headers, kEmptyHash);
-    if (!access_.token.empty()) headers = curl_slist_append(headers, ("x-amz-security-token: " + access_.token).c_str());
-    curl_easy_setopt(curl, CURLOPT_AWS_SIGV4, signature.c_str());
-    curl_easy_setopt(curl, CURLOPT_USERNAME, access_.key_id.c_str());
-    curl_easy_setopt(curl, CURLOPT_PASSWORD, access_.secret.c_str());
-  }
-  curl_easy_setopt(curl, CURLOPT_URL, request.url.c_str());
-  curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, request.to_s3 ? 0L : 1L);
-  curl_easy_setopt(curl, CURLOPT_MAXREDIRS, 5L);
-  curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-  curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, std::min<long>(kConnectSeconds, options_.stall_seconds));
-  curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, kStallBytesPerSecond);
-  curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, long(options_.stall_seconds));
-  curl_easy_setopt(curl, CURLOPT_USERAGENT, "tessera");
   curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, reason);
-  curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
-  if (request.head) curl_easy_setopt(curl, CURLOPT_NOBODY, 1L);
-  if (request.byte_count > 0) curl_easy_setopt(curl, CURLOPT_RANGE, range.c_str());
-  curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
-  curl_easy_setopt(curl, CURLOPT_WRITEDATA, &sink);
-  curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
-  curl_easy_setopt(curl, CURLOPT_HEADERDATA, &sink);
-  curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
-  curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
-  curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &sink);
+  Spoken spoken;
+  set_request(curl, request, access_, &spoken);
+  set_limits(curl, options_, &sink);
   const CURLcode code = curl_easy_perform(curl);
   long status = 0;
   curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
-  curl_slist_free_all(headers);
   Try out;
   sink.answer.status = int(status);
   // Seconds; a date is not looked at.
   const std::string retry_after = sink.answer.header("retry-after");
   if (!retry_after.empty() && retry_after.size() < 6 && retry_after.find_first_not_of("0123456789") == std::string::npos)
     out.retry_after_seconds = std::min(std::stod(retry_after), kLongestRetryAfter);
-  const bool whole_in_place_of_range = request.byte_count > 0 && status == 200;
   if (sink.too_much) {
     out.hopeless = true;
-    out.failure = whole_in_place_of_range ? "the server answers a range request with the whole object; use a server that knows ranges"
-                                          : "the body is larger than the " + std::to_string(sink.most_bytes) + " bytes that are accepted";
+    out.failure = request.byte_count > 0 && status == 200 ? "the server answers a range request with the whole object; use a server that knows ranges"
+                                                          : "the body is larger than the " + std::to_string(sink.most_bytes) + " bytes that are accepted";
   } else if (code != CURLE_OK) {
     out.failure = reason[0] ? reason : curl_easy_strerror(code);
     out.hopeless = code == CURLE_URL_MALFORMAT || code == CURLE_UNSUPPORTED_PROTOCOL || code == CURLE_PEER_FAILED_VERIFICATION;

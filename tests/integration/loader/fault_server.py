@@ -70,7 +70,7 @@ class FaultServer:
         fault = self.fault_of(request.command, name)
         path = self.folder / name
         if fault in ("503", "500") or fault == "404" or not path.is_file():
-            return self.finish(request, name, int(fault) if fault else 404, {"Retry-After": "0"} if fault == "503" else {}, b"no")
+            return self.finish(request, name, int(fault) if fault else 404, {"Retry-After": "0"} if fault == "503" else {}, b"an error page, longer than many a range " * 100)
         body = path.read_bytes()
         if fault in ("etag", "etag-only"):
             self.salt[name] = "changed"
@@ -101,7 +101,7 @@ class FaultServer:
             if fault in ("half", "stall"):
                 request.wfile.write(body[:len(body) // 2])
                 request.wfile.flush()
-                time.sleep(2.5 if fault == "stall" else 0)
+                time.sleep(1.8 if fault == "stall" else 0)
                 request.close_connection = True
                 request.connection.shutdown(socket.SHUT_RDWR)
             else:

@@ -38,7 +38,7 @@ class Sweep(ServiceTest):
 
 class Kills(ServiceTest):
     def test_exactly_once_whatever_is_killed(self):
-        kills = int(os.environ.get("TESSERA_KILLS", 1000 if FULL else 12))
+        kills = int(os.environ.get("TESSERA_KILLS", 1000 if FULL else 8))
         tiles, seed = 6, SEED
         path, function = self.scenes(count=400, size=32, shard=100), self.function(tile=4, tiles=tiles)
         draw = random.Random(seed)

@@ -59,7 +59,11 @@ class Http(Sources):
         self.server.plan("GET", "000000", "503", times=2)
         self.server.plan("GET", "000001", "half")
         self.server.plan("GET", "000002", "500")
-        self.assertEqual(self.index(self.url)["manifest_digest"], self.digest)
+        self.server.plan("GET", "classes.txt", "503", behind=1)  # a range of few bytes, an error page of many
+        made = self.index(self.url)
+        self.assertEqual(made["manifest_digest"], self.digest)
+        self.assertEqual(made["classes"], data("index", self.local)["classes"])
+        self.assertEqual(self.server.count("GET", "classes.txt"), 3)
         self.assertEqual(self.server.count("HEAD", "000000.tar", 503), 2)
         self.assertEqual(self.server.count("GET", "000000.tar"), 3)
         self.assertEqual(self.server.count("GET", "000001.tar"), 2, "half a body is fetched again")
