@@ -59,8 +59,9 @@ std::vector<proto::DeviceSlot> Supervisor::slots() const {
 SpawnOptions Supervisor::spawn_options(std::vector<std::string> identity) const {
   const std::string threads = std::to_string(operation_.compute_threads);
   SpawnOptions spawn;
-  spawn.command = {options_.trainer, "--coordinator", options_.coordinator, "--advertise", options_.advertise, "--threads", threads};
+  spawn.command = {options_.trainer, "--coordinator", options_.coordinator};
   spawn.command.insert(spawn.command.end(), identity.begin(), identity.end());
+  spawn.command.insert(spawn.command.end(), {"--advertise", options_.advertise, "--threads", threads});
   if (!options_.log_dir.empty()) spawn.command.insert(spawn.command.end(), {"--log-dir", options_.log_dir});
   // Variables that choose library code paths decide bits: nothing is inherited, ours are set.
   spawn.clear_env_prefixes = {"ATEN_", "MKL_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_"};

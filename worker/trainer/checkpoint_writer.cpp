@@ -36,8 +36,15 @@ void CheckpointWriter::wait_copied() {
 
 void CheckpointWriter::write_share(const proto::WriteShare& wanted) {
   std::lock_guard lock(mutex_);
-  if (!held_ || held_->generation != wanted.generation || held_->scalars.step != wanted.step || held_->rank != wanted.rank) return;
-  log_info("writing share {} of checkpoint {} for a rank that is gone", wanted.rank, wanted.step);
+  asked_ = wanted;
+  write_asked();
+}
+
+// With the mutex held.
+void CheckpointWriter::write_asked() {
+  if (!asked_ || !held_ || held_->generation != asked_->generation || held_->scalars.step != asked_->step || held_->rank != asked_->rank) return;
+  log_info("writing share {} of checkpoint {} for a rank that is gone", asked_->rank, asked_->step);
+  asked_.reset();
   tasks_.push_back(held_);
   changed_.notify_all();
 }
@@ -61,6 +68,7 @@ std::shared_ptr<checkpoint::Snapshot> CheckpointWriter::copy(Order order) {
     next = std::make_shared<checkpoint::Snapshot>(checkpoint::take_snapshot(*order.state, order.scalars, order.generation, (order.rank + 1) % order.world_size, order.world_size));
   std::lock_guard lock(mutex_);
   held_ = std::move(next);
+  write_asked();
   return own;
 }
 

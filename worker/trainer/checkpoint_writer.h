@@ -29,7 +29,7 @@ class CheckpointWriter {
   // returns; a third one waits for the first.
   void take(const model::State& state, checkpoint::Scalars scalars, Generation generation, Rank rank, int world_size);
   void wait_copied();
-  // Writes the share that is held for that rank of that snapshot; nothing when it is not held (any more).
+  // Writes the share that is held for that rank of that snapshot, once it has been copied; nothing when it is not held any more.
   void write_share(const proto::WriteShare& wanted);
   // Snapshots up to this step need not be held any longer.
   void release(Step step);
@@ -48,6 +48,7 @@ class CheckpointWriter {
   void run(std::stop_token stop);
   std::shared_ptr<checkpoint::Snapshot> copy(Order order);
   void write(const checkpoint::Snapshot& snapshot);
+  void write_asked();
 
   const std::string root_;
   const std::function<void(proto::Payload)> report_;
@@ -56,6 +57,7 @@ class CheckpointWriter {
   std::deque<Task> tasks_;  // at most one snapshot and the shares of others
   bool busy_ = false, copying_ = false;
   std::shared_ptr<checkpoint::Snapshot> held_;  // the next rank's share of the newest snapshot
+  std::optional<proto::WriteShare> asked_;      // of a snapshot whose copy is not made yet
   std::jthread thread_;
 };
 
