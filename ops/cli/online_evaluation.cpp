@@ -76,7 +76,7 @@ void OnlineEvaluation::start(const std::string& checkpoint, std::vector<std::str
   const auto program = helper_path("tessera-model");
   if (error || !program) return said.push_back("no probe of step " + std::to_string(step_) + ": " + (program ? error.message() : program.error().message));
   SpawnOptions options;
-  options.command = {"/usr/bin/nice", "-n", "19", *program, "evaluate", "linear", place, "--data", data_, "--train-images", train_images_, "--test-images", test_images_, "--no-baselines", "--threads", "1",
+  options.command = {"/usr/bin/nice", "-n", "19", *program, "evaluate", "linear", place, "--data", data_, "--train-images", train_images_, "--test-images", test_images_, "--no-baselines", "--knn", "20", "--threads", "1",
                      "--out", run_dir_ + "/evaluation/online-step-" + std::to_string(step_) + ".json"};
   if (!test_data_.empty()) options.command.insert(options.command.end(), {"--test-data", test_data_});
   options.output_file = run_dir_ + "/logs/evaluation.out";
@@ -95,11 +95,14 @@ std::string OnlineEvaluation::ended(const ChildExit& exit) {
   if (exit.exit_code != 0 || !document.is_object()) return what + " failed (" + exit.cause + "); the run goes on. Its last lines:\n" + last_lines(run_dir_ + "/logs/evaluation.out", 3);
   std::string out;
   for (const auto& [label, probe] : document["probes"].items()) {
-    char value[80];
-    std::snprintf(value, sizeof value, "%s%s %.1f %%", out.empty() ? "" : ", ", label.c_str(), 100 * probe["value"].get<double>());
+    char value[120];
+    std::snprintf(value, sizeof value, "%s%s %.1f %% (k-NN %.1f %%)", out.empty() ? "" : ", ", label.c_str(), 100 * probe["value"].get<double>(), 100 * probe["knn"]["value"].get<double>());
     out += value;
   }
-  return what + ": " + out;
+  const Json& monitors = document["monitors"];
+  char rank[48];
+  std::snprintf(rank, sizeof rank, "; effective rank %.1f", monitors["effective_rank"].get<double>());
+  return what + ": " + out + rank + (monitors["collapsed"].get<bool>() ? ": the features of all images are all but the same, the run has collapsed" : "");
 }
 
 }  // namespace tessera::cli

@@ -1,4 +1,4 @@
-// `operation.evaluate.every_steps`: the linear probe of checkpoints while the run goes on. It reads published checkpoints only,
+// `operation.evaluate.every_steps`: the linear probe, k-NN (k = 20) and collapse monitors of checkpoints while the run goes on. It reads published checkpoints only,
 // in a process of its own at the lowest priority, so it can neither change a bit of the run nor hold it up.
 #pragma once
 
@@ -17,7 +17,7 @@ class OnlineEvaluation {
   OnlineEvaluation(const OperationConfig& operation, std::string run_dir, std::string data);
   ~OnlineEvaluation();
   // Starts what is due and collects what ended; call it often, it does not wait. Returns sentences for the person watching:
-  // "probe at step 800: class 31.2 %, count 40.1 %".
+  // "probe at step 800: class 31.2 % (k-NN 28.0 %), count 40.1 % (k-NN 37.5 %); effective rank 12.3".
   std::vector<std::string> tick();
   // A probe that still runs when training is done: waits for it, at most that long. The sentences of tick().
   std::vector<std::string> finish(Millis at_most_ms);

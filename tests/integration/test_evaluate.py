@@ -26,7 +26,9 @@ class Evaluation(WorldTest):
         self.assertTrue(found, probed.stderr())
         document = json.loads(found[-1].read_text())
         self.assertEqual(sorted(document["probes"]), ["class", "count", "distance"])
-        self.assertIn("probe at step", probed.stderr())
+        self.assertRegex(probed.stderr(), r"probe at step \d+: class [0-9.]+ % \(k-NN [0-9.]+ %\).*; effective rank [0-9.]+")
+        self.assertEqual(document["probes"]["class"]["knn"]["k"], 20)
+        self.assertGreater(document["monitors"]["effective_rank"], 1)
         self.assertFalse((probed.run_dir / "evaluation" / ".at-work").exists())
         self.assertEqual(with_probes["state_digest"], self.run_once("--workers", "2", sets=sets, name="alone")["state_digest"])
 

@@ -97,6 +97,135 @@ class Evaluation(WorldTest):
         self.assertAlmostEqual(both["standard_error"], abs(one - two) / 2, 9)
         self.assertEqual([m["step"] for m in both["settings"]["also"]], [4])
 
+    def test_linear_by_stochastic_gradients(self):
+        common = ["--data", DATA, "--train-images", "200", "--test-images", "100", "--label", "class", "--no-baselines"]
+        best = tessera("evaluate", "linear", self.run_dir, *common, "--out", self.out("lbfgs.json"))
+        for solver in ("sgd", "lars"):
+            result = tessera("evaluate", "linear", self.run_dir, *common, "--solver", solver, "--epochs", "20", "--batch", "32", "--out", self.out(solver + ".json"))
+            self.fields(result, ["class"], baselines=False)
+            self.assertEqual((result["settings"]["solver"], result["settings"]["epochs"]), (solver, 20))
+            self.assertIn(result["lr"], (0.05, 0.01, 0.001))
+            self.assertIn(result["weight_decay"], (0.0005, 0))
+            self.assertLess(abs(result["value"] - best["value"]), 0.25)
+
+    def test_features_are_kept(self):
+        common = ["evaluate", "linear", self.run_dir, "--data", "scenes:300:64", "--train-images", "120", "--test-images", "50", "--out", self.out("kept.json")]
+        first, second = tessera(*common), tessera(*common)
+        self.assertEqual([r["settings"]["features_from_cache"] for r in (first, second)], [False, True])
+        self.assertEqual(first["probes"], second["probes"])
+        words = [program("tessera"), *common, "--threads", "1"]
+        self.assertIn("170 images from the cache", subprocess.run(words, capture_output=True, text=True, timeout=120).stderr)
+        # Other features, another split, other weights: not the same key.
+        for extra in (["--features", "last4"], ["--seed", "3"], ["--encoder", "context"]):
+            self.assertFalse(tessera(*common, *extra)["settings"]["features_from_cache"], extra)
+        older = self.run_dir + "/checkpoints/step-000000000006"
+        self.assertFalse(tessera(*common[:2], older, *common[3:])["settings"]["features_from_cache"])
+        # k-NN of the same split reads what the probe kept; a damaged file is made again.
+        knn = ["evaluate", "knn", *common[2:-1], self.out("knn-kept.json"), "--k", "20"]
+        self.assertTrue(tessera(*knn)["settings"]["features_from_cache"])
+        for kept in pathlib.Path(self.run_dir, "evaluation", "cache").iterdir():
+            kept.write_bytes(kept.read_bytes()[:-1] + b"\xff")
+        self.assertFalse(tessera(*knn)["settings"]["features_from_cache"])
+
+    def test_knn_and_monitors_beside_the_probe(self):
+        common = ["--data", DATA, "--train-images", "150", "--test-images", "80", "--label", "class", "--no-baselines"]
+        both = tessera("evaluate", "linear", self.run_dir, *common, "--knn", "20", "--out", self.out("both.json"))
+        alone = tessera("evaluate", "knn", self.run_dir, *common, "--k", "20", "--out", self.out("alone.json"))
+        self.assertEqual(both["knn"]["value"], alone["value"])
+        self.assertEqual(both["knn"]["k"], 20)
+        for name in ("effective_rank", "deviation_mean", "deviation_min", "mean_cosine"):
+            self.assertGreater(both["monitors"][name], 0, name)
+
+    def test_monitors_against_numpy(self):
+        folder = self.out("rows")
+        tessera("embed", self.run_dir, "--data", "scenes:60:64", "--out", folder)
+        rows = np.load(folder + "/embeddings.npy").astype(np.float64)
+        result = tessera("evaluate", "monitors", self.run_dir, "--data", "scenes:60:64", "--out", self.out("monitors.json"))
+        features = result["features"]
+        self.assertAlmostEqual(features["deviation_mean"], rows.std(0, ddof=1).mean(), 4)
+        self.assertAlmostEqual(features["deviation_min"], rows.std(0, ddof=1).min(), 4)
+        cosine = unit(rows) @ unit(rows).T
+        self.assertAlmostEqual(features["mean_cosine"], (cosine.sum() - 60) / (60 * 59), 4)
+        values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+        share = values[values > 0] / values.sum()
+        self.assertAlmostEqual(features["effective_rank"], np.exp(-(share * np.log(share)).sum()), 2)
+        predictor = result["predictor"]
+        cells = [cell for row in predictor["by_position"] for cell in row]
+        for table in (cells, list(predictor["by_size"].values())):
+            self.assertEqual(sum(cell["blocks"] for cell in table), predictor["blocks"])
+            self.assertAlmostEqual(sum(cell["blocks"] * (cell["loss"] or 0) for cell in table) / predictor["blocks"], predictor["loss"], 6)
+
+    def test_finetune(self):
+        common = ["--data", DATA, "--train-images", "64", "--test-images", "40", "--label", "class", "--epochs", "2"]
+        result = tessera("evaluate", "finetune", self.run_dir, *common, "--seeds", "1,2", "--flip")
+        self.fields(result, ["class"])
+        self.assertEqual((len(result["values"]), result["settings"]["layer_decay"], result["settings"]["flip"]), (2, 0.75, True))
+        few = tessera("evaluate", "low-shot", self.run_dir, *common, "--per-class", "2", "--draws", "2", "--finetune", "--no-baselines")
+        self.fields(few, ["class"], baselines=False)
+        self.assertEqual((few["labels_known"], few["settings"]["protocol"]), (2 * few["classes"], "low-shot-finetune"))
+        self.assertTrue(os.path.exists(self.run_dir + "/evaluation/low-shot-finetune-step-12.json"))
+
+    def test_segment(self):
+        images, masks = pathlib.Path(self.folder) / "images", pathlib.Path(self.folder) / "masks"
+        for folder in (images, masks):
+            folder.mkdir()
+        for i in range(90):
+            random = np.random.default_rng(i)
+            picture, mask = random.integers(0, 120, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
+            y, x = random.integers(0, 32, 2)
+            picture[y:y + 32, x:x + 32] += 100
+            mask[y:y + 32, x:x + 32] = 255
+            Image.fromarray(picture).save(images / f"{i:02}.png")
+            Image.fromarray(mask).save(masks / f"{i:02}.png")
+        words = ["evaluate", "segment", self.run_dir, "--data", str(images), "--masks", str(masks), "--out", self.out("segment.json")]
+        result = tessera(*words)
+        self.assertEqual(sorted(result["baselines"]), ["majority", "pixels", "random_init"])
+        self.assertGreater(result["value"], result["baselines"]["majority"] + 0.1)
+        self.assertGreater(result["mean_iou"], 0.6)
+        (masks / "50.png").rename(masks / "50x.png")
+        self.assertIn("50x", tessera(*words, expect=65))
+        (masks / "50x.png").unlink()
+        self.assertIn("one for each image", tessera(*words, expect=65))
+
+    def test_predictor_pictures(self):
+        """A decoder of seconds: files, repeatability, the words for what cannot be."""
+        data = ["--data", "scenes:200:64"]
+        decoder = self.out("decoder.safetensors")
+        trained = tessera("visualize", "train-decoder", self.run_dir, *data, "--steps", "3", "--pairs", "200", "--batch", "8", "--out", decoder)
+        self.assertEqual((trained["blocks"], trained["steps"]), (200, 3))
+        sheets = []
+        for name in ("one", "two"):
+            result = tessera("visualize", "predictor", self.run_dir, *data, "--decoder", decoder, "--rows", "2", "--draws", "3", "--out", self.out(name))
+            self.assertEqual(result["encoder_digest"], trained["encoder_digest"])
+            for number in ("error", "other_error", "deviation"):
+                self.assertTrue(0 < result[number] < 1, result)
+            sheets.append(pathlib.Path(result["out"]).read_bytes())
+        self.assertEqual(sheets[0], sheets[1])
+        with Image.open(self.out("one") + "/predictor.png") as picture:
+            self.assertEqual(picture.size, (8 + 6 * 136, 8 + 2 * 136))
+        own = tessera("visualize", "predictor", self.run_dir, *data, "--steps", "2", "--pairs", "100", "--rows", "2", "--draws", "1", "--out", self.out("own"))
+        self.assertEqual(own["training"]["steps"], 2)
+        self.assertNotIn("training", tessera("visualize", "predictor", self.run_dir, *data, "--rows", "2", "--draws", "1", "--out", self.out("own")))
+        older = self.run_dir + "/checkpoints/step-000000000006"
+        message = tessera("visualize", "predictor", older, *data, "--decoder", decoder, "--out", self.out("no"), expect=65)
+        self.assertIn("another encoder", message)
+        self.assertIn(trained["encoder_digest"], message)
+        tessera("export", "huggingface", older, "--out", self.out("encoder-only"), threads=False)
+        self.assertIn("no predictor", tessera("visualize", "predictor", self.out("encoder-only"), *data, "--out", self.out("no"), expect=65))
+        self.assertIn("no decoder at", tessera("visualize", "predictor", self.run_dir, *data, "--decoder", "/nowhere.safetensors", "--out", self.out("no"), expect=65))
+        self.assertIn("fewer than --rows 64", tessera("visualize", "predictor", self.run_dir, "--data", "scenes:40:64", "--decoder", decoder, "--rows", "64", "--out", self.out("no"), expect=65))
+
+    def test_without_labels_and_another_size(self):
+        """Monitors and the predictor's pictures need no labels; images of another size are scaled."""
+        plain = pathlib.Path(self.folder) / "unlabelled"
+        plain.mkdir()
+        for i in range(80):
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (50, 90, 3), dtype=np.uint8)).save(plain / f"{i:02}.png")
+        result = tessera("evaluate", "monitors", self.run_dir, "--data", str(plain), "--out", self.out("m.json"))
+        self.assertEqual(result["settings"]["images"], 80)
+        tessera("visualize", "predictor", self.run_dir, "--data", str(plain), "--steps", "1", "--pairs", "100", "--rows", "2", "--draws", "1", "--out", self.out("unlabelled-sheet"))
+        self.assertIn("no labels", tessera("evaluate", "finetune", self.run_dir, "--data", str(plain), expect=65))
+
     def test_knn_and_linear_against_numpy_and_scikit_learn(self):
         train_data, test_data = "scenes:400:64", "scenes:300:64"  # the same first scenes: only the arithmetic matters here
         folders = {name: self.out(name) for name in ("train", "test")}
@@ -186,6 +315,9 @@ class Evaluation(WorldTest):
     def test_report(self):
         tessera("evaluate", "knn", self.run_dir, "--data", DATA, "--train-images", "100", "--test-images", "50")
         tessera("visualize", "masks", self.run_dir, threads=False)
+        for step in (10, 20):
+            online = {"probes": {"class": {"value": step / 100, "knn": {"value": 0.1}}}, "monitors": {"effective_rank": step, "deviation_mean": 0.5, "mean_cosine": 0.9}}
+            (pathlib.Path(self.run_dir) / "evaluation" / f"online-step-{step}.json").write_text(json.dumps(online))
         for step in (100, 90):
             (pathlib.Path(self.run_dir) / "evaluation" / f"linear-step-{step}.json").write_text('{"value": 0.5, "label": "<b>"}')
         (pathlib.Path(self.run_dir) / "evaluation" / "torn.json").write_text('{"value":')
@@ -198,6 +330,8 @@ class Evaluation(WorldTest):
         self.assertIn("knn-step-12", page)
         self.assertLess(page.index("linear-step-90"), page.index("linear-step-100"))
         self.assertIn("&lt;b&gt;", page)
+        for curve in ("class: linear probe, %", "class: k-NN, %", "images: effective rank"):
+            self.assertIn(curve, page)
         self.assertIn("torn.json cannot be read", page)
         self.assertGreaterEqual(page.count("<svg"), 3)
 
@@ -257,6 +391,12 @@ class Evaluation(WorldTest):
             (["evaluate", "knn", self.run_dir, *data, "--out", "/proc/nothing/k.json"], 74, "/proc/nothing"),
             (["visualize", "pca", self.run_dir, *data, "--out", "/proc/nothing/p.png"], 74, "/proc/nothing"),
             (["visualize", "pca", self.run_dir], 64, "--data"),
+            (["evaluate", "finetune", self.run_dir, "--data", str(one)], 65, "one class only"),
+            (["evaluate", "finetune", self.run_dir, *data, "--train-images", "90000000"], 64, "lower --train-images"),
+            (["evaluate", "low-shot", self.run_dir, "--data", "scenes:100:64", "--per-class", "90", "--finetune"], 65, "fewer than --per-class 90"),
+            (["evaluate", "monitors", self.run_dir, "--data", "scenes:5:64"], 65, "at least 10"),
+            (["evaluate", "linear", self.run_dir, *data, "--solver", "adam"], 64, "--solver"),
+            (["evaluate", "segment", self.run_dir, *data], 64, "--masks"),
         )
         for words, code, needle in cases:
             with self.subTest(words=words):

@@ -4,19 +4,19 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <cmath>
-#include <numbers>
 #include <numeric>
 
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/philox.h"
+#include "worker/evaluate/adamw.h"
 #include "worker/evaluate/logistic.h"
 
 namespace tessera::evaluate {
 namespace {
 
-constexpr double kLearningRates[] = {3e-4, 1e-3, 3e-3}, kWeightDecay = 0.05, kBeta1 = 0.9, kBeta2 = 0.999, kEps = 1e-8, kWarmup = 0.1;
+constexpr double kLearningRates[] = {3e-4, 1e-3, 3e-3}, kWeightDecay = 0.05, kWarmup = 0.1;
 constexpr uint32_t kOrderStream = 400, kSplitStream = 401;
 
 class AttentiveProbe {
@@ -41,43 +41,18 @@ class AttentiveProbe {
     return at::addmm(head_b_, at::layer_norm(y, {d_}, norm2_w_, norm2_b_), head_w_);
   }
 
-  // One AdamW step from the gradients that backward() left.
-  void update(double lr) {
-    at::NoGradGuard no_grad;
-    ++steps_;
-    const double first = 1 - std::pow(kBeta1, double(steps_)), second = 1 - std::pow(kBeta2, double(steps_));
-    for (Parameter& p : parameters_) {
-      const at::Tensor gradient = p.value.grad();
-      if (p.value.dim() > 1) p.value.mul_(1 - lr * kWeightDecay);
-      p.exp_avg.mul_(kBeta1).add_(gradient, 1 - kBeta1);
-      p.exp_avg_sq.mul_(kBeta2).addcmul_(gradient, gradient, 1 - kBeta2);
-      p.value.addcdiv_(p.exp_avg, p.exp_avg_sq.div(second).sqrt_().add_(kEps), -lr / first);
-      p.value.mutable_grad().reset();
-    }
-  }
+  void update(double lr) { optimizer_.update(lr); }
 
  private:
-  struct Parameter {
-    at::Tensor value, exp_avg, exp_avg_sq;
-  };
   at::Tensor add(at::IntArrayRef shape, double deviation) {
-    const at::Tensor value = deviation > 0 ? at::randn(shape, random_, at::kFloat).mul_(deviation) : at::zeros(shape, at::kFloat);
-    value.set_requires_grad(true);
-    parameters_.push_back({value, at::zeros_like(value), at::zeros_like(value)});
-    return value;
+    return optimizer_.add(deviation > 0 ? at::randn(shape, random_, at::kFloat).mul_(deviation) : at::zeros(shape, at::kFloat));
   }
 
-  int64_t heads_, d_, steps_ = 0;
+  int64_t heads_, d_;
   at::Generator random_;
-  std::vector<Parameter> parameters_;
+  AdamW optimizer_{kWeightDecay};
   at::Tensor query_, key_, value_, value_b_, out_, out_b_, norm1_w_, norm1_b_, norm2_w_, norm2_b_, fc1_w_, fc1_b_, fc2_w_, fc2_b_, head_w_, head_b_;
 };
-
-double rate_at(double lr, int64_t step, int64_t total) {
-  const double warmup = kWarmup * double(total);
-  if (double(step) < warmup) return lr * double(step + 1) / warmup;
-  return 0.5 * lr * (1 + std::cos(std::numbers::pi * (double(step) - warmup) / std::max(1.0, double(total) - warmup)));
-}
 
 struct Scale {  // per channel over all patches
   at::Tensor mean_d, scale_d;
@@ -135,7 +110,7 @@ std::vector<int64_t> attentive_probe(const at::Tensor& train_nkd, const std::vec
     for (int64_t first = 0; first < n; first += o.batch) {
       const std::vector<int64_t> rows(order.begin() + first, order.begin() + std::min(n, first + o.batch));
       at::cross_entropy_loss(probe.logits(scale(train_nkd.index_select(0, rows_tensor(rows)))), rows_tensor(pick(labels, rows))).backward();
-      probe.update(rate_at(lr, step++, total));
+      probe.update(cosine_rate(lr, step++, total, kWarmup));
     }
   }
   at::NoGradGuard no_grad;

@@ -8,5 +8,6 @@ int evaluate_main(int argc, char** argv);
 int embed_main(int argc, char** argv);
 int neighbours_main(int argc, char** argv);
 int visualize_main(int argc, char** argv);
+int predictor_main(int argc, char** argv);  // argv[0]: predictor or train-decoder
 
 }  // namespace tessera::evaluate

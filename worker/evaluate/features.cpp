@@ -51,15 +51,20 @@ int64_t FrozenEncoder::channels(Pooling pooling) const {
   return blocks * model_.function.model.embed_dim;
 }
 
-at::Tensor FrozenEncoder::embed(const at::Tensor& pixels) const {
-  const int64_t b = pixels.size(0), size = pixels.size(1), patch = model_.function.model.patch_size, count = grid(size) * grid(size);
+at::Tensor patch_rows(const FunctionConfig& function, const at::Tensor& pixels) {
+  const int64_t b = pixels.size(0), size = pixels.size(1), patch = function.model.patch_size, count = (size / patch) * (size / patch);
   float mean[3], std[3];
-  for (size_t c = 0; c < 3; ++c) mean[c] = float(model_.function.data.mean[c]), std[c] = float(model_.function.data.std[c]);
+  for (size_t c = 0; c < 3; ++c) mean[c] = float(function.data.mean[c]), std[c] = float(function.data.std[c]);
   at::Tensor rows = at::empty({b * count, 3 * patch * patch}, at::kFloat);
   const uint8_t* in = pixels.const_data_ptr<uint8_t>();
   float* out = rows.mutable_data_ptr<float>();
   for (int64_t i = 0; i < b; ++i) model::kernels::patchify(in + i * size * size * 3, size, patch, mean, std, out + i * count * 3 * patch * patch);
-  return passes_.linear(weights_, rows, places_.patch_w, places_.patch_b).add_(model::interpolate_position(position_, grid(size)).repeat({b, 1}));
+  return rows;
+}
+
+at::Tensor FrozenEncoder::embed(const at::Tensor& pixels) const {
+  const at::Tensor position = model::interpolate_position(position_, grid(pixels.size(1)));
+  return passes_.linear(weights_, patch_rows(model_.function, pixels), places_.patch_w, places_.patch_b).add_(position.repeat({pixels.size(0), 1}));
 }
 
 at::Tensor FrozenEncoder::batch_features(const at::Tensor& pixels, Pooling pooling) const {

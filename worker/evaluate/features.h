@@ -23,6 +23,9 @@ enum class Pooling {
   kPatches,  // tokens after the final norm: [n, k, d]
 };
 
+// Patches of all images as rows of normalised numbers, in the order of the published convolution: [n k, 3 p p].
+at::Tensor patch_rows(const FunctionConfig& function, const at::Tensor& pixels);
+
 // An encoder with its weights, ready for many batches. Holds views of the model: it must outlive this. One thread.
 class FrozenEncoder {
  public:

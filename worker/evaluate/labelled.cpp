@@ -9,6 +9,7 @@
 
 #include "common/log.h"
 #include "common/philox.h"
+#include "worker/evaluate/feature_cache.h"
 
 namespace tessera::evaluate {
 namespace {
@@ -24,29 +25,82 @@ struct Pool {
   std::vector<SampleId> ids;
   std::map<std::string, at::Tensor> features;
   std::map<std::string, std::vector<double>> labels;
+  bool from_cache = false;  // all of it: no image was read
 };
 
-Result<Pool> read_pool(const LoadedModel& model, const EvaluationOptions& o, SampleSource& source, std::vector<SampleId> ids) {
-  Pool pool{std::move(ids), {}, {}};
-  const LoadedModel random = o.baselines ? random_model(model) : LoadedModel{};
+// What a kind of features is a function of.
+Hash128 cache_key(const std::string& kind, const LoadedModel& model, const EvaluationOptions& o, const proto::DatasetInfo& info, const std::vector<SampleId>& ids) {
+  Hasher hasher;
+  hasher.add_string("tessera features 1"), hasher.add_string(kind), hasher.add_hash(info.manifest_digest);
+  hasher.add_i64(model.function.model.image_size), hasher.add_i64(int64_t(o.pooling));
+  hasher.add_bytes(ids.data(), ids.size() * sizeof(SampleId));
+  if (kind == "labels")
+    for (const std::string& name : info.label_names) hasher.add_string(name);
+  if (kind == "pixels") hasher.add_i64(o.pooling == Pooling::kPatches ? model.function.model.patch_size : 0);
+  if (kind == "model" || kind == "random_init") hasher.add_i64(int64_t(o.encoder)), hasher.add_string(print_function(model.function));
+  if (kind == "model") {
+    hasher.add_string(to_hex(model.state.digest()));
+    const at::Tensor& position = o.encoder == EncoderKind::kContext ? model.state.context_position : model.state.target_position;  // no part of the digest
+    hasher.add_bytes(position.const_data_ptr(), position.nbytes());
+  }
+  return hasher.finish();
+}
+
+// Labels as a tensor [names, n], in the loader's order of names.
+at::Tensor labels_tensor(const std::map<std::string, std::vector<double>>& labels, const std::vector<std::string>& names, size_t n) {
+  at::Tensor out = at::empty({int64_t(names.size()), int64_t(n)}, at::kDouble);
+  for (size_t l = 0; l < names.size(); ++l) std::copy(labels.at(names[l]).begin(), labels.at(names[l]).end(), out.mutable_data_ptr<double>() + l * n);
+  return out;
+}
+void set_labels(Pool& pool, const at::Tensor& labels_ln, const std::vector<std::string>& names) {
+  const size_t n = pool.ids.size();
+  for (size_t l = 0; l < names.size(); ++l) pool.labels[names[l]].assign(labels_ln.const_data_ptr<double>() + l * n, labels_ln.const_data_ptr<double>() + (l + 1) * n);
+}
+
+// Reads images and computes the kinds that are not in the cache.
+Status extract(const LoadedModel& model, const EvaluationOptions& o, SampleSource& source, const std::set<std::string>& missing, Pool& pool) {
+  const LoadedModel random = missing.contains("random_init") ? random_model(model) : LoadedModel{};
   std::map<std::string, std::vector<at::Tensor>> parts;
   const FrozenEncoder encoder(model, o.encoder);
   std::optional<FrozenEncoder> random_encoder;
-  if (o.baselines) random_encoder.emplace(random, o.encoder);
+  if (missing.contains("random_init")) random_encoder.emplace(random, o.encoder);
+  const std::vector<std::string>& names = source.info().label_names;
+  for (const std::string& name : names) pool.labels[name].clear();
   TESSERA_TRY(read_in_chunks(source, pool.ids, int(model.function.model.image_size), [&](const Samples& some) -> Status {
-    parts["model"].push_back(encoder.features(some.pixels, o.pooling));
-    if (random_encoder) {
-      parts["random_init"].push_back(random_encoder->features(some.pixels, o.pooling));
-      parts["pixels"].push_back(o.pooling == Pooling::kPatches ? pixel_patches(some.pixels, encoder.grid(some.pixels.size(1))) : pixel_features(some.pixels));
-    }
-    for (const std::string& name : source.info().label_names) {
+    if (missing.contains("raw")) parts["raw"].push_back(some.pixels);
+    if (missing.contains("model")) parts["model"].push_back(encoder.features(some.pixels, o.pooling));
+    if (random_encoder) parts["random_init"].push_back(random_encoder->features(some.pixels, o.pooling));
+    if (missing.contains("pixels")) parts["pixels"].push_back(o.pooling == Pooling::kPatches ? pixel_patches(some.pixels, encoder.grid(some.pixels.size(1))) : pixel_features(some.pixels));
+    for (const std::string& name : names) {
       const auto found = some.labels.find(name);
       for (size_t i = 0; i < some.ids.size(); ++i) pool.labels[name].push_back(found == some.labels.end() ? std::nan("") : found->second[i]);
     }
     return {};
   }));
   for (auto& [name, list] : parts) pool.features[name] = at::cat(list);
-  TESSERA_TRY(check_finite(pool.features["model"], model.checkpoint));
+  return {};
+}
+
+Result<Pool> read_pool(const LoadedModel& model, const EvaluationOptions& o, SampleSource& source, std::vector<SampleId> ids) {
+  Pool pool{std::move(ids), {}, {}, true};
+  std::set<std::string> missing{"model"};
+  if (o.baselines) missing.insert({"random_init", "pixels"});
+  if (o.raw_pixels) missing = {"raw"};
+  if (!source.info().label_names.empty()) missing.insert("labels");
+  const FeatureCache cache(o.pooling == Pooling::kPatches || o.raw_pixels ? "" : FeatureCache::folder_for(model.run_dir));  // too many to keep
+  const auto key = [&](const std::string& kind) { return cache_key(kind, model, o, source.info(), pool.ids); };
+  for (auto kind = missing.begin(); kind != missing.end();) {
+    const auto kept = cache.find(key(*kind));
+    if (kept && *kind == "labels") set_labels(pool, *kept, source.info().label_names);
+    else if (kept) pool.features[*kind] = *kept;
+    kind = kept ? missing.erase(kind) : std::next(kind);
+  }
+  pool.from_cache = missing.empty();
+  if (pool.from_cache) log_info("features of {} images from the cache", pool.ids.size());
+  else log_info("features of {} images", pool.ids.size());
+  if (!missing.empty()) TESSERA_TRY(extract(model, o, source, missing, pool));
+  if (!o.raw_pixels) TESSERA_TRY(check_finite(pool.features["model"], model.checkpoint));
+  for (const std::string& kind : missing) cache.keep(key(kind), kind == "labels" ? labels_tensor(pool.labels, source.info().label_names, pool.ids.size()) : pool.features[kind]);
   return pool;
 }
 
@@ -176,7 +230,6 @@ Result<std::vector<Labelled>> read_labelled(const LoadedModel& model, const Eval
     out.push_back(std::move(one));
   }
   if (!own_test) train_lists.insert(train_lists.end(), test_lists.begin(), test_lists.end());
-  log_info("features of {} images", together(train_lists).size() + (own_test ? together(test_lists).size() : 0));
   TESSERA_ASSIGN(const Pool train, read_pool(model, o, *source, together(train_lists)));
   Pool apart;
   if (own_test) {
@@ -184,6 +237,7 @@ Result<std::vector<Labelled>> read_labelled(const LoadedModel& model, const Eval
   }
   const Pool& test = own_test ? apart : train;
   for (Labelled& one : out) {
+    one.from_cache = train.from_cache && test.from_cache;
     const auto train_rows = rows_of(train, one.train_ids), test_rows = rows_of(test, one.test_ids);
     for (const auto& [name, tensor] : train.features)
       one.features[name] = {tensor.index_select(0, rows_tensor(train_rows)), test.features.at(name).index_select(0, rows_tensor(test_rows))};
@@ -204,6 +258,7 @@ nlohmann::ordered_json common_settings(const std::string& protocol, const Loaded
           {"seed", o.seed},
           {"model", model.checkpoint},
           {"step", model.state.step},
+          {"features_from_cache", data.from_cache},
           {"checkpoint_digest", to_hex(model.state.digest())}};
 }
 

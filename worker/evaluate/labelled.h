@@ -23,6 +23,7 @@ struct EvaluationOptions {
   int64_t seed = 0;
   int threads = 2;
   bool baselines = true;              // random_init and pixels too
+  bool raw_pixels = false;            // the images themselves, as features "raw" [n, S, S, 3] uint8, and nothing else
 };
 
 // One label as classes: integers as they are, real numbers in 8 quantile bins of the training part.
@@ -39,6 +40,7 @@ struct FeaturePair {
 struct Labelled {
   std::vector<SampleId> train_ids, test_ids;    // ascending
   std::map<std::string, FeaturePair> features;  // "model", and with baselines "random_init", "pixels"
+  bool from_cache = false;                      // no image was read: all features and labels were kept from before
   std::map<std::string, Target> targets;        // every label that all images have with two classes or more
   std::string main_label() const { return targets.contains("class") ? "class" : targets.begin()->first; }
 };

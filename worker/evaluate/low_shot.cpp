@@ -67,21 +67,6 @@ std::vector<double> accuracy_of_draws(const FeaturePair& pair, const Target& tar
   return out;
 }
 
-Result<std::vector<std::vector<int64_t>>> draw_all(const std::string& label, const Target& target, const Shots& shots, int64_t seed, int64_t draws) {
-  std::vector<std::vector<int64_t>> out;
-  for (int64_t draw = 0; draw < draws; ++draw) {
-    std::vector<int64_t> rows = draw_percent(int64_t(target.train.size()), shots.percent, seed, draw);
-    if (shots.per_class > 0) {
-      TESSERA_ASSIGN(rows, draw_per_class(target.train, target.classes, shots.per_class, seed, draw));
-    }
-    const auto labels = pick(target.train, rows);
-    if (std::set<int64_t>(labels.begin(), labels.end()).size() < 2)
-      return fail(ErrorCode::kFixData, "a draw of " + std::to_string(rows.size()) + " images holds one class of " + label + " only; raise --percent or --train-images, or use --per-class");
-    out.push_back(std::move(rows));
-  }
-  return out;
-}
-
 nlohmann::ordered_json low_shot_entry(const Labelled& data, const std::string& label, const std::vector<std::vector<int64_t>>& draws, int64_t seed) {
   const Target& target = data.targets.at(label);
   const auto values = accuracy_of_draws(data.features.at("model"), target, draws, seed);
@@ -128,13 +113,28 @@ std::vector<int64_t> draw_percent(int64_t rows, double percent, int64_t seed, in
   return all;
 }
 
+Result<std::vector<std::vector<int64_t>>> draw_labels(const std::string& label, const Target& target, const Shots& shots, int64_t seed, int64_t draws) {
+  std::vector<std::vector<int64_t>> out;
+  for (int64_t draw = 0; draw < draws; ++draw) {
+    std::vector<int64_t> rows = draw_percent(int64_t(target.train.size()), shots.percent, seed, draw);
+    if (shots.per_class > 0) {
+      TESSERA_ASSIGN(rows, draw_per_class(target.train, target.classes, shots.per_class, seed, draw));
+    }
+    const auto labels = pick(target.train, rows);
+    if (std::set<int64_t>(labels.begin(), labels.end()).size() < 2)
+      return fail(ErrorCode::kFixData, "a draw of " + std::to_string(rows.size()) + " images holds one class of " + label + " only; raise --percent or --train-images, or use --per-class");
+    out.push_back(std::move(rows));
+  }
+  return out;
+}
+
 Result<nlohmann::ordered_json> evaluate_low_shot(const LoadedModel& model, const EvaluationOptions& o, const Shots& shots, int64_t draws) {
   const Millis start = monotonic_ms();
   TESSERA_ASSIGN(const std::vector<Labelled> all, read_labelled(model, o, {o.seed}));
   const Labelled& data = all[0];
   nlohmann::ordered_json probes = nlohmann::ordered_json::object();
   for (const auto& [label, target] : data.targets) {
-    auto rows = draw_all(label, target, shots, o.seed, draws);
+    auto rows = draw_labels(label, target, shots, o.seed, draws);
     if (!rows && label != data.main_label() && o.labels.empty()) continue;  // a rare value of a side label ends only that label's probe
     if (!rows) return tl::unexpected(rows.error());
     probes[label] = low_shot_entry(data, label, *rows, o.seed);

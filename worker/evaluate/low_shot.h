@@ -20,6 +20,9 @@ Result<std::vector<int64_t>> draw_per_class(const std::vector<int64_t>& labels, 
 // percent: round(percent / 100 x rows), at least two, without replacement.
 std::vector<int64_t> draw_percent(int64_t rows, double percent, int64_t seed, int64_t draw);
 
+// The rows of every draw. Errors: kFixData: those of draw_per_class, or a draw with one class only.
+Result<std::vector<std::vector<int64_t>>> draw_labels(const std::string& label, const Target& target, const Shots& shots, int64_t seed, int64_t draws);
+
 // Each draw fits the linear probe on its labels; L2 from the linear probe's grid by cross-validation over as many folds (at
 // most 5) as the rarest drawn class has images, 1 when that is one. Features are standardised by all training images,
 // which needs no labels. value: mean over draws, standard_error: of that mean.

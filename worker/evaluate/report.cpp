@@ -88,6 +88,7 @@ std::string key_values(const std::vector<std::pair<std::string, std::string>>& r
 }
 
 std::string evaluation_html(const std::string& name, const Json& doc) {
+  if (doc.value("metric", "") == "effective_rank") return "<h3>" + html_text(name) + "</h3><pre>" + html_text(doc.dump(1)) + "</pre>\n";  // monitors: no share of anything
   const Json none = Json::object(), alone{{doc.value("label", "value"), doc}};
   const Json& probes = doc.contains("probes") && doc["probes"].is_object() ? doc["probes"] : alone;
   std::string out = "<h3>" + html_text(name) + "</h3><table><tr><th>label</th><th>value</th><th>± error</th><th>random init</th><th>pixels</th></tr>";
@@ -123,6 +124,33 @@ Counted evaluations(const fs::path& run) {
   }
   if (out.html.empty()) out.html = "<p>None yet: <code>tessera evaluate linear RUN --data PATH</code> adds one.</p>\n";
   return out;
+}
+
+// Probes, k-NN and monitors of the checkpoints that were looked at during the run, over steps.
+std::string online_curves(const fs::path& run) {
+  std::map<std::string, Points> curves;
+  for (const fs::path& path : files_in(run / "evaluation", ".json")) {
+    if (!path.filename().string().starts_with("online-step-")) continue;
+    const auto text = read_file(path.string());
+    const Json doc = text ? Json::parse(*text, nullptr, false) : Json();
+    if (!doc.is_object()) continue;
+    const double step = double(order_of(path).second);
+    const auto add = [&](const std::string& name, const Json& owner, const char* key, double scale) {
+      if (owner.is_object() && owner.contains(key) && owner[key].is_number()) curves[name].emplace_back(step, scale * owner[key].get<double>());
+    };
+    const Json none = Json::object();
+    for (const auto& [label, probe] : (doc.contains("probes") ? doc["probes"] : none).items()) {
+      add(label + ": linear probe, %", probe, "value", 100);
+      if (probe.is_object() && probe.contains("knn")) add(label + ": k-NN, %", probe["knn"], "value", 100);
+    }
+    const Json& monitors = doc.contains("monitors") ? doc["monitors"] : none;
+    add("images: effective rank", monitors, "effective_rank", 1);
+    add("images: mean deviation of a dimension", monitors, "deviation_mean", 1);
+    add("images: mean cosine", monitors, "mean_cosine", 1);
+  }
+  std::string out;
+  for (const auto& [name, points] : curves) out += svg_curve(name, thinned(points, kCurvePoints));
+  return out.empty() ? "" : "<h2>During the run</h2>\n" + out;
 }
 
 Counted pictures(const fs::path& run) {
@@ -176,6 +204,7 @@ Result<Json> write_report(const std::string& run_name, const std::string& out) {
   for (const char* curve : kCurves)
     if (const auto found = metrics.curves.find(curve); found != metrics.curves.end()) html += svg_curve(curve, thinned(found->second, kCurvePoints));
   if (metrics.damaged_lines > 0) html += "<p>" + std::to_string(metrics.damaged_lines) + " lines of metrics.jsonl cannot be read and are left out.</p>\n";
+  html += online_curves(run);
   html += "<h2>Evaluations</h2>\n" + evaluated.html;
   if (drawn.count > 0) html += "<h2>Pictures</h2>\n" + drawn.html;
   if (!saved.html.empty()) html += "<h2>Checkpoints</h2>\n" + saved.html;

@@ -3,14 +3,13 @@
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include "common/config.h"
 #include "common/file.h"
 #include "worker/evaluate/commands.h"
 #include "worker/evaluate/patch_pictures.h"
 #include "worker/evaluate/png_sheet.h"
-#include "worker/evaluate/samples.h"
+#include "worker/evaluate/tiles.h"
 
 namespace tessera::evaluate {
 namespace {
@@ -42,18 +41,14 @@ void draw_row(Canvas& canvas, int top, const proto::TileHeader& h, const uint8_t
 }
 
 Status draw_masks(const FunctionConfig& function, const std::string& data, const std::string& out, int64_t step, int rows) {
-  const auto temporary = std::filesystem::temp_directory_path() / ("tessera-function-" + std::to_string(::getpid()) + ".yaml");
-  TESSERA_TRY(write_file_atomic(temporary.string(), print_function(function)));
-  auto source = SampleSource::open(data, 1, {"--function", temporary.string()});
-  std::filesystem::remove(temporary);
-  if (!source) return tl::unexpected(source.error());
-  TESSERA_ASSIGN(const auto tile, (*source)->tile(step, 0, tile_pixel_bytes(function)));
-  const auto& [header, pixels] = tile;
+  TESSERA_ASSIGN(TileReader reader, TileReader::open(function, data, 1));
+  TESSERA_ASSIGN(const SeenTile seen, reader.read(step * function.batch.tiles));
+  const proto::TileHeader& header = seen.header;
   const int zoom = std::max(1, 160 / header.image_size), side = header.image_size * zoom;
   rows = std::min<int>(rows, int(header.sample_ids.size()));
   Canvas canvas(4 * kGap + 3 * side, kGap + rows * (side + kGap), kPaper);
   for (int i = 0; i < rows; ++i)
-    draw_row(canvas, kGap + i * (side + kGap), header, pixels.data() + size_t(i) * size_t(header.image_size) * size_t(header.image_size) * 3, i, zoom);
+    draw_row(canvas, kGap + i * (side + kGap), header, seen.tile.pixels.const_data_ptr<uint8_t>() + size_t(i) * size_t(header.image_size) * size_t(header.image_size) * 3, i, zoom);
   return canvas.write(out);
 }
 
@@ -90,11 +85,12 @@ Result<std::string> patches(Arguments a) {
 }  // namespace
 
 int visualize_main(int argc, char** argv) {
+  if (const std::string word = argc > 1 ? argv[1] : ""; word == "predictor" || word == "train-decoder") return predictor_main(argc - 1, argv + 1);
   CLI::App app{"Draws picture sheets"};
   app.name("tessera visualize");
   Arguments a;
   bool json = false;
-  app.add_option("what", a.what, "masks, pca (patch features as colours) or attention (of the last block)")->required()->check(CLI::IsMember({"masks", "pca", "attention"}));
+  app.add_option("what", a.what, "masks, pca (patch features as colours), attention (of the last block), predictor or train-decoder (each with its own --help)")->required()->check(CLI::IsMember({"masks", "pca", "attention"}));
   app.add_option("model", a.path, "masks: run folder, or a configuration (.yaml); else a run, checkpoint, Hugging Face folder or published .pth.tar")->required();
   app.add_option("--data", a.data, "data; default for masks: the configuration's data_path");
   app.add_option("--out", a.out, "PNG file; default: pictures/ of the run");
