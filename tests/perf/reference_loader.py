@@ -6,7 +6,7 @@
 Recipe: RandomResizedCrop (scale .3 to 1, bilinear, antialiased), ToTensor, Normalize, and a multi-block mask collator
 (4 targets of .15 to .2, one context of .85 to 1, as the published sampler draws them). The DataLoader is tried with 0, 1 and 2 worker
 processes; the best is compared with the loader service over TCP with as many threads as the machine has cores (the rest of
-`--threads`), on the images as they are and repacked (tessera data repack, into a temporary folder). Rounds alternate; medians. Beside
+`--threads`), on the images as they are and repacked (tessera data repack, into a temporary folder), and repacked by shared memory. Rounds alternate; medians. Beside
 it, per core and without transport: decode, crop and resize against a whole decode by libjpeg-turbo alone (pixels_bench).
 """
 import argparse
@@ -104,8 +104,8 @@ def run_json(*command):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def tessera_rate(o, data):
-    return run_json(TESSERA_DATA, "bench", "loader", "--data", data, "--size", o.size, "--tile", o.tile, "--threads", o.threads, "--seconds", o.seconds, "--json")
+def tessera_rate(o, data, transport):
+    return run_json(TESSERA_DATA, "bench", "loader", "--data", data, "--transport", transport, "--size", o.size, "--tile", o.tile, "--threads", o.threads, "--seconds", o.seconds, "--json")
 
 
 def summary(runs, best):
@@ -124,19 +124,19 @@ def main():
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    reference, ours = {0: [], 1: [], 2: []}, {"plain": [], "repacked": []}
+    reference, ours = {0: [], 1: [], 2: []}, {"plain": [], "repacked": [], "repacked_shm": []}
     with tempfile.TemporaryDirectory() as folder:
         packed = pathlib.Path(folder) / "packed"
         ratio = run_json(TESSERA_DATA, "repack", o.data, "--out", packed, "--manifests", folder, "--json")["size_ratio"]
         for _ in range(o.rounds):
             for workers in reference:
                 reference[workers].append(torch_rate(o, workers))
-            for kind, data in (("plain", o.data), ("repacked", packed)):
-                ours[kind].append(tessera_rate(o, data))
+            for kind, data, transport in (("plain", o.data, "tcp"), ("repacked", packed, "tcp"), ("repacked_shm", packed, "shm")):
+                ours[kind].append(tessera_rate(o, data, transport))
         core = run_json(BUILD / "tests/pixels_bench", o.data)
     rates = {workers: statistics.median(values) for workers, values in reference.items()}
     best = max(rates.values())
-    result = {"schema": 2, "dataloader_images_per_second": rates, "plain": summary(ours["plain"], best), "repacked": {**summary(ours["repacked"], best), "size_ratio": ratio},
+    result = {"schema": 2, "dataloader_images_per_second": rates, "plain": summary(ours["plain"], best), "repacked": {**summary(ours["repacked"], best), "size_ratio": ratio}, "repacked_shm": summary(ours["repacked_shm"], best),
               "per_core": {"whole_decode_images_per_second": core["whole_decode"], "pipeline_to_whole_decode": core["pipeline_to_whole_decode"],
                            "pipeline_to_whole_decode_repacked": core["pipeline_to_whole_decode_repacked"], "masks_microseconds": 1e6 / core["masks_uniform"]},
               "settings": {"size": o.size, "tile": o.tile, "threads": o.threads, "torch": torch.__version__, "torchvision": torchvision.__version__}}
