@@ -13,7 +13,7 @@ namespace tessera::evaluate {
 namespace {
 
 constexpr int64_t kFewest = 10, kPatchRows = 20000;
-constexpr double kLowRank = 2, kLowDeviation = 1e-3, kNormEps = 1e-5;
+constexpr double kLowRank = 1.5, kLowDeviation = 1e-3, kNormEps = 1e-5;
 
 double rank_of(const at::Tensor& centred_nd) {
   const at::Tensor values = at::linalg_eigvalsh(centred_nd.t().matmul(centred_nd)).clamp_min(0);
