@@ -250,13 +250,14 @@ TEST_F(DaemonTest, AStandbyTakesADeadTrainersPlaceAndAnotherIsMade) {
   welcome(1);
   const auto both = await_started(2);  // the trainer, then its standby
   EXPECT_THAT(both[1].line, testing::HasSubstr("--standby"));
-  ASSERT_TRUE(until([&] { return read_file(folder / "prepared").has_value(); }));
+  const auto written = [&](const char* name) { return read_file(folder / name).value_or("").ends_with("\n"); };
+  ASSERT_TRUE(until([&] { return written("prepared"); }));
   EXPECT_THAT(*read_file(folder / "prepared"), testing::AllOf(testing::HasSubstr("\"function\":\"the function\""), testing::HasSubstr("\"device\":\"cpu\"")));
   ::kill(both[0].pid, SIGKILL);
   const auto exited = await<proto::TrainerExited>();
   ASSERT_TRUE(exited);
   EXPECT_EQ(exited->incarnation, both[0].incarnation);
-  ASSERT_TRUE(until([&] { return read_file(folder / "orders").has_value(); }));
+  ASSERT_TRUE(until([&] { return written("orders"); }));
   EXPECT_THAT(*read_file(folder / "orders"), testing::AllOf(testing::HasSubstr("\"worker_id\":\"node-a/0\""), testing::Not(testing::HasSubstr(std::to_string(both[0].incarnation)))));
   EXPECT_THAT(await_started(3)[2].line, testing::HasSubstr("--standby")) << "nothing but a new standby was started";
   ::kill(both[1].pid, SIGKILL);  // it is the trainer now

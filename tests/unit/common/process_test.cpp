@@ -50,7 +50,7 @@ TEST(Process, ExitCodesComeWithTheirMeaning) {
 }
 
 TEST(Process, SignalsAreNamed) {
-  Child child = shell("kill -SEGV $$; sleep 60");
+  Child child = shell("kill -SEGV $$; exec sleep 60");
   const ChildExit exit = ended(child);
   EXPECT_EQ(exit.exit_code, -1);
   EXPECT_EQ(exit.signal, SIGSEGV);
@@ -96,7 +96,7 @@ TEST(Process, OutputIsAppended) {
 
 TEST(Process, ChildStartsWithSignalsUnblockedAndNoInput) {
   SignalWatch watch;  // blocks SIGTERM and SIGINT here
-  Child child = shell("cat; sleep 60");
+  Child child = shell("cat; exec sleep 60");
   child.send(SIGTERM);
   EXPECT_EQ(ended(child).signal, SIGTERM);
 }
@@ -113,7 +113,7 @@ TEST(Process, StopTermsThenKills) {
 TEST(Process, ObjectsThatGoTakeTheirProcessWithThem) {
   pid_t pid = 0;
   {
-    Child child = shell("sleep 60");
+    Child child = shell("exec sleep 60");
     pid = child.pid();
     Child moved = std::move(child);
     EXPECT_FALSE(child.running());
@@ -121,9 +121,9 @@ TEST(Process, ObjectsThatGoTakeTheirProcessWithThem) {
     EXPECT_EQ(::kill(pid, 0), 0);
   }
   EXPECT_EQ(::kill(pid, 0), -1);
-  Child first = shell("sleep 60");
+  Child first = shell("exec sleep 60");
   const pid_t replaced = first.pid();
-  first = shell("sleep 60");
+  first = shell("exec sleep 60");
   EXPECT_EQ(::kill(replaced, 0), -1) << "assignment must end the process that it replaces";
 }
 
