@@ -54,7 +54,7 @@ class LocalCluster {
   void kill_all();
 
   static constexpr int kRestarts = 5;  // in a row: a life of kSteadyMs resets the count
-  static constexpr Millis kSteadyMs = 20000;
+  static constexpr Millis kSteadyMs = 3000;
 
  private:
   struct Member {
