@@ -1,11 +1,18 @@
 #include "worker/trainer/checkpoint_writer.h"
 
 #include <algorithm>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
 
 namespace tessera::trainer {
+namespace {
+
+constexpr int kNice = 5;
+
+}  // namespace
 
 CheckpointWriter::CheckpointWriter(std::string root, std::function<void(proto::Payload)> report) : root_(std::move(root)), report_(std::move(report)) {
   thread_ = std::jthread([this](std::stop_token stop) { run(stop); });
@@ -84,6 +91,8 @@ void CheckpointWriter::write(const checkpoint::Snapshot& snapshot) {
 }
 
 void CheckpointWriter::run(std::stop_token stop) {
+  // Where all cores compute, this thread must not push the training thread aside; it has the whole next step for its copy.
+  (void)::setpriority(PRIO_PROCESS, id_t(::gettid()), kNice);
   for (;;) {
     Task task;
     {

@@ -183,7 +183,7 @@ void Trainer::snapshot() {
   scalars.adam_steps = state_->adam_steps;
   scalars.lineage = lineage_;
   scalars.function_yaml = welcome_.function_yaml;
-  scalars.function_id = to_hex(function_id(function_));
+  scalars.function_id = function_id_;
   scalars.numerics_class = options_.numerics_class;
   scalars.sample_position = welcome_.steps_per_epoch > 0 ? state_->step % welcome_.steps_per_epoch * function_.batch.global() : 0;
   writer_->take(*state_, std::move(scalars), world_->start.generation, world_->rank, world_->size());

@@ -67,6 +67,7 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
   }
   welcome_ = welcome;
   TESSERA_ASSIGN(function_, parse_function(welcome.function_yaml));
+  function_id_ = to_hex(function_id(function_));
   TESSERA_ASSIGN(operation_, parse_operation(welcome.operation_yaml));
   if (operation_.compute_threads != options_.threads)
     return fail(ErrorCode::kFixConfig, "[trainer] started with --threads " + std::to_string(options_.threads) + ", but operation.compute_threads is " + std::to_string(operation_.compute_threads) +

@@ -119,6 +119,7 @@ class Trainer {
 
   proto::TrainerWelcome welcome_;
   FunctionConfig function_;
+  std::string function_id_;
   OperationConfig operation_;
   std::unique_ptr<model::Engine> engine_;
   std::unique_ptr<Fetcher> fetcher_;
