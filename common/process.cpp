@@ -67,6 +67,8 @@ std::string describe_exit(int code) {
   return "exit code " + std::to_string(code) + (it == names.end() ? "" : std::string(" (") + it->second + ")");
 }
 
+bool killed_from_outside(int signal, const std::string& cause) { return signal == SIGKILL && cause.find("out of memory") == std::string::npos; }
+
 Result<Child> Child::spawn(const SpawnOptions& options) {
   if (options.command.empty()) return fail(ErrorCode::kInternal, "cannot start a process: the command is empty");
   std::vector<std::string> arguments = options.command, environment = child_environment(options);

@@ -28,6 +28,9 @@ struct ChildExit {
   std::string cause;   // "exit code 74 (I/O error)", "killed by SIGKILL (out of memory)"
 };
 
+// Somebody's kill -9: no failure of the process. The kernel's, for memory, is one and comes again.
+bool killed_from_outside(int signal, const std::string& cause);
+
 // A started process; killed and reaped when the object goes. Move only.
 class Child {
  public:

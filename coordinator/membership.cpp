@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <csignal>
 
+#include "common/process.h"
 #include "common/version.h"
 #include "coordinator/machine_parts.h"
 
@@ -162,7 +162,7 @@ namespace {
 // A step that ends its trainer again and again will do so for ever: the run stops and names the step and its tiles. Somebody's
 // kill -9 is no failure of the step; the kernel's, for memory, is.
 void count_crash(Context& c, const Worker& worker, const proto::TrainerExited& exited) {
-  const bool crashed = exited.signal != 0 ? exited.signal != SIGKILL || exited.cause.find("out of memory") != std::string::npos : exited.exit_code == exit_codes::kBug;
+  const bool crashed = exited.signal != 0 ? !killed_from_outside(exited.signal, exited.cause) : exited.exit_code == exit_codes::kBug;
   if (!crashed || !is_member(c.state.world, worker.id) || c.state.world.phase != WorldPhase::kRunning) return;
   const Step step = c.state.committed;
   const std::string key = std::to_string(step) + ":" + exited.cause;
@@ -371,7 +371,7 @@ void check_silence(Context& c) {
     }
     if (silent > allowed / 2) worker.state = WorkerState::kSuspect, worker.reason = "silent for " + seconds(silent);
     const bool timed = worker.phase == proto::Phase::kEvaluate || worker.phase == proto::Phase::kApply;
-    const Millis usual = Millis(std::max(worker.step_seconds_p50, worker.step_seconds_max) * 1000.0), late = Millis(worker.phase_seconds * 1000.0);
+    const Millis usual = Millis(worker.step_seconds_max * 1000.0), late = Millis(worker.phase_seconds * 1000.0);
     if (member && c.state.world.phase == WorldPhase::kRunning && timed && usual > 0 && late > 2 * usual + c.config.phase_slack_ms) {
       const std::string reason = "hangs in a phase for " + seconds(late) + ", its longest recent step took " + seconds(usual);
       lose_member(c, worker, WorkerState::kLost, reason);

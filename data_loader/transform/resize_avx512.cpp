@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "data_loader/transform/resize.h"
+#include "data_loader/transform/resize_passes.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -104,10 +105,6 @@ TESSERA_AVX512 void vertical_row(const uint8_t* in, int64_t row_bytes, int width
   }
 }
 
-void reserve(std::vector<uint8_t>& bytes, int64_t needed) {
-  if (int64_t(bytes.size()) < needed) bytes.resize(size_t(needed));
-}
-
 void horizontal_first(const uint8_t* rgbx, int64_t row_bytes, int in_height, int size, ResizeScratch& s, uint8_t* out) {
   const int64_t between_row = int64_t{size} * 4;
   reserve(s.between, (in_height + kRows - 1) * between_row);
@@ -122,24 +119,6 @@ void horizontal_first(const uint8_t* rgbx, int64_t row_bytes, int in_height, int
     vertical_row<3>(s.between.data() + v.first[size_t(y)] * between_row, between_row, size, v.split.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)], out + int64_t{y} * size * 3);
 }
 
-void vertical_first(const uint8_t* rgbx, int64_t row_bytes, int in_width, int size, ResizeScratch& s, uint8_t* out) {
-  const int64_t between_row = int64_t{in_width} * 4, out_row = int64_t{size} * 3;
-  reserve(s.between, size * between_row + 64);
-  reserve(s.line, out_row);
-  const auto& v = s.vertical;
-  for (int y = 0; y < size; ++y)
-    vertical_row<4>(rgbx + v.first[size_t(y)] * row_bytes, row_bytes, in_width, v.split.data() + size_t(y) * size_t(v.taps), v.count[size_t(y)], s.between.data() + y * between_row);
-  for (int y = 0; y < size; y += kRows) {
-    const uint8_t* rows[kRows];
-    uint8_t* to[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      rows[r] = s.between.data() + std::min(y + r, size - 1) * between_row;
-      to[r] = y + r < size ? out + (y + r) * out_row : s.line.data();
-    }
-    horizontal_rows<3>(rows, s.horizontal, to);
-  }
-}
-
 }  // namespace
 
 bool resize_avx512_available() {
@@ -149,7 +128,7 @@ bool resize_avx512_available() {
 }
 
 void resize_avx512(const uint8_t* rgbx, int64_t row_bytes, int in_height, int in_width, int size, ResizeScratch& s, uint8_t* out) {
-  if (vertical_pass_first(in_height, in_width, size)) vertical_first(rgbx, row_bytes, in_width, size, s, out);
+  if (vertical_pass_first(in_height, in_width, size)) resize_vertical_first<kRows>(rgbx, row_bytes, in_width, size, s, out, vertical_row<4>, horizontal_rows<3>);
   else horizontal_first(rgbx, row_bytes, in_height, size, s, out);
 }
 

@@ -144,9 +144,7 @@ void Supervisor::watch_stopped(Slot& slot, Millis now) {
 void Supervisor::on_exit(Slot& slot, const ChildExit& exit, Millis now) {
   const WorkerId& id = slot.slot.worker_id;
   if (now - slot.started_at > kGoodLifeMs) slot.failures = 0;
-  // Who was killed from outside has not failed; the kernel's kill for memory would come again.
-  const bool failed = exit.signal != SIGKILL || exit.cause.find("out of memory") != std::string::npos;
-  slot.next_start = now + (failed ? restart_delay_ms(++slot.failures) : 0);
+  slot.next_start = now + (killed_from_outside(exit.signal, exit.cause) ? 0 : restart_delay_ms(++slot.failures));
   slot.stopped_since = -1;
   const std::string cause = std::exchange(slot.stopped, false) ? "stopped by a signal and killed by its daemon" : exit.cause;
   if (std::exchange(slot.fencing, false)) {
