@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
@@ -119,11 +120,19 @@ int failed(const Error& error) {
   return exit_code_of(error);
 }
 
+std::string percent(double share) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f%%", 100 * share);
+  return text;
+}
+
 void print_table(const nlohmann::ordered_json& result) {
   std::printf("%-10s %9s %9s %13s %9s\n", "label", "value", "+- error", "random init", "pixels");
   for (const auto& [label, p] : result["probes"].items()) {
-    const auto baseline = [&, &p = p](const char* name) { return p.contains("baselines") && p["baselines"].contains(name) ? 100 * p["baselines"][name].get<double>() : std::nan(""); };
-    std::printf("%-10s %8.1f%% %8.1f%% %12.1f%% %8.1f%%\n", label.c_str(), 100 * p["value"].get<double>(), 100 * p["standard_error"].get<double>(), baseline("random_init"), baseline("pixels"));
+    const auto baseline = [&, &p = p](const char* name) -> std::string {
+      return p.contains("baselines") && p["baselines"].contains(name) ? percent(p["baselines"][name].get<double>()) : "-";
+    };
+    std::printf("%-10s %8.1f%% %8.1f%% %13s %9s\n", label.c_str(), 100 * p["value"].get<double>(), 100 * p["standard_error"].get<double>(), baseline("random_init").c_str(), baseline("pixels").c_str());
     if (!p.contains("by_k")) continue;
     for (const auto& [k, score] : p["by_k"].items()) std::printf("  k = %-5s weighted %5.1f%%  majority %5.1f%%\n", k.c_str(), 100 * score["weighted"].get<double>(), 100 * score["majority"].get<double>());
   }
