@@ -1,11 +1,10 @@
-// tessera checkpoint list | verify | digest | now
+// tessera checkpoint list | verify | digest
 #include <cstdio>
 
 #include "common/file.h"
 #include "common/safetensors.h"
 #include "ops/cli/checkpoint_files.h"
 #include "ops/cli/commands.h"
-#include "ops/cli/http_client.h"
 #include "ops/cli/run_folder.h"
 
 namespace tessera::cli {
@@ -60,16 +59,6 @@ int checkpoint_digest_command(const std::string& path, DigestKind kind, Format f
   }
   if (format == Format::kJson) print_json({{"path", folder}, {kind == DigestKind::kSha256 ? "sha256" : "state_digest", digest}});
   else std::printf("%s  %s\n", digest.c_str(), folder.c_str());
-  return exit_codes::kDone;
-}
-
-int checkpoint_now_command(const std::string& run, const std::string& token, Format format) {
-  const auto reference = find_run(run);
-  if (!reference) return report(reference.error(), format);
-  if (reference->url.empty()) return report(Error{ErrorCode::kUnavailable, reference->run_dir + " has no coordinator that could write a checkpoint"}, format);
-  if (const auto asked = post(reference->url + "/api/v1/checkpoint", token.empty() ? reference->token : token); !asked) return report(asked.error(), format);
-  if (format == Format::kJson) print_json({{"asked", true}});
-  else std::printf("asked: the run writes a checkpoint at its next step boundary (tessera checkpoint list shows it)\n");
   return exit_codes::kDone;
 }
 

@@ -1,11 +1,9 @@
-// tessera status | events | logs | stop
+// tessera status | events | logs
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <poll.h>
 
-#include "common/clock.h"
 #include "common/process.h"
 #include "ops/cli/commands.h"
 #include "ops/cli/http_client.h"
@@ -15,11 +13,6 @@
 
 namespace tessera::cli {
 namespace {
-
-constexpr double kPauseDeadlineS = 120;
-
-
-using std::chrono::seconds;
 
 // Sleeps; true when a signal arrived.
 bool interrupted(SignalWatch& signals, int timeout_ms) {
@@ -150,56 +143,6 @@ int logs_command(const std::string& run, const std::string& role, int64_t count,
     if (const auto status = status_of(*reference); !status || status->contains("live")) return exit_codes::kDone;
     if (interrupted(signals, 1000)) return exit_codes::kDone;
   }
-}
-
-int stop_command(const std::string& run, const std::string& token, int64_t wait_seconds, Format format) {
-  SignalWatch signals;
-  const auto reference = find_run(run);
-  if (!reference) return report(reference.error(), format);
-  if (reference->url.empty()) return report(Error{ErrorCode::kUnavailable, reference->run_dir + " has no coordinator that could be stopped"}, format);
-  const std::string& key = token.empty() ? reference->token : token;
-  if (key.empty())
-    return report(Error{ErrorCode::kRefused, "to stop " + reference->url + " the token of its address.json is needed: name the run's folder, or give --token", exit_codes::kRefused}, format);
-  if (const auto asked = post(reference->url + "/api/v1/stop", key); !asked) return report(asked.error(), format);
-  say("stopping: the run finishes its step and writes a checkpoint");
-  const double deadline = monotonic_seconds() + double(wait_seconds);
-  Json last;
-  bool ended = false;
-  while (!ended && monotonic_seconds() < deadline) {
-    if (interrupted(signals, 200)) break;
-    auto status = get_json(reference->url + "/api/v1/status", seconds(2));
-    ended = !status;
-    if (status) last = std::move(*status);
-  }
-  if (!ended && wait_seconds > 0) say("the run has not ended yet; it goes on stopping by itself: tessera status " + run);
-  const Json checkpoint = last.contains("checkpoint") ? last["checkpoint"]["last_step"] : Json(nullptr);
-  if (format == Format::kJson) print_json({{"stopped", ended}, {"step", int64_t(number_at(last, "/progress/step"))}, {"checkpoint", checkpoint}});
-  else if (ended) std::printf("stopped at step %s\n", human_count(int64_t(number_at(last, "/progress/step"))).c_str());
-  return exit_codes::kDone;
-}
-
-int pause_command(const std::string& run, const std::string& token, Pause pause, Format format) {
-  SignalWatch signals;
-  const auto reference = find_run(run);
-  if (!reference) return report(reference.error(), format);
-  if (reference->url.empty()) return report(Error{ErrorCode::kUnavailable, reference->run_dir + " has no coordinator that could be told; start the run with tessera up"}, format);
-  const std::string& key = token.empty() ? reference->token : token;
-  const std::string word = pause == Pause::kPause ? "pause" : "resume";
-  if (key.empty())
-    return report(Error{ErrorCode::kRefused, "to " + word + " " + reference->url + " the token of its address.json is needed: name the run's folder, or give --token", exit_codes::kRefused}, format);
-  if (const auto asked = post(reference->url + "/api/v1/" + word, key); !asked) return report(asked.error(), format);
-  Json status;
-  for (const double deadline = monotonic_seconds() + kPauseDeadlineS; monotonic_seconds() < deadline && !interrupted(signals, 100);) {
-    auto now = get_json(reference->url + "/api/v1/status", seconds(2));
-    if (!now) return report(now.error(), format);
-    status = std::move(*now);
-    if ((text_at(status, "/run/state") == "PAUSED") == (pause == Pause::kPause)) break;
-  }
-  const std::string state = text_at(status, "/run/state");
-  const int64_t step = int64_t(number_at(status, "/progress/step"));
-  if (format == Format::kJson) print_json({{"state", state}, {"step", step}, {"reason", text_at(status, "/run/reason")}});
-  else std::printf("%s at step %s: %s\n", state.c_str(), human_count(step).c_str(), text_at(status, "/run/reason").c_str());
-  return exit_codes::kDone;
 }
 
 }  // namespace tessera::cli
