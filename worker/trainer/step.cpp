@@ -96,7 +96,12 @@ Status Trainer::evaluate_tile(TileIndex tile, bool last) {
   };
   // Whoever wants the tile's own gradient gets it before anything of it leaves.
   const bool audited = audit_ && audit_->tile == tile, early = !audited && !options_.at_gradient;
-  model::GradientHooks hooks{{}, [this] { await_target(); }};
+  model::GradientHooks hooks;
+  hooks.before_target = [this] {  // who waits for others is no slow evaluator
+    if (target_on_its_way_) phase(proto::Phase::kReduce);
+    await_target();
+    phase(proto::Phase::kEvaluate);
+  };
   if (early) hooks.bucket_ready = take;
   const model::TileResult result = engine_->gradient(*state_, to_tensors(fetched), gradient, measure, hooks);
   if (options_.at_gradient) options_.at_gradient(tile, gradient);
