@@ -67,7 +67,7 @@ void visit_function(F& f, Visitor&& v) {
   v(FieldInfo{"function.steps", "Length of the run in steps; 0 takes epochs.", "[0, 1000000000000]"}, f.steps);
   v(FieldInfo{"function.warmup_steps", "Warm-up in steps, used with steps.", "[0, 1000000000000]"}, f.warmup_steps);
   v(FieldInfo{"function.precision", "Arithmetic of the forward and backward passes.", "fp32 | bf16 | published"}, f.precision);
-  v(FieldInfo{"function.reduction", "How tile gradients are summed: the fixed tree; integers; the library's float all-reduce (gives up placement independence).", "tree | fixed32 | fast"}, f.reduction);
+  v(FieldInfo{"function.reduction", "How tile gradients are summed: the fixed tree; integers, rounded by an exponent per tensor; a plain float all-reduce, which gives placement independence up (docs/decisions/0008-which-reduction.md).", "tree | fixed32 | fast"}, f.reduction);
 }
 
 template <typename O, typename Visitor>
@@ -79,7 +79,7 @@ void visit_operation(O& o, Visitor&& v) {
   v(FieldInfo{"operation.remote.cache_bytes", "Bytes of that folder at most; the least recently used go first.", "[67108864, 1125899906842624]"}, o.remote.cache_bytes);
   v(FieldInfo{"operation.remote.retries", "A request that fails for a reason that may pass (503, a broken connection, half a body) is repeated so often, after growing pauses.", "[0, 100]"}, o.remote.retries);
   v(FieldInfo{"operation.remote.stall_seconds", "A download that brings less than 1 kB/s for so long has failed.", "[1, 3600]"}, o.remote.stall_seconds);
-  v(FieldInfo{"operation.transport", "How tiles reach a trainer: by shared memory where it runs on the loader's host and may, else TCP; always TCP; `shm` as auto, with a warning where it is not possible.", "auto | tcp | shm"}, o.transport);
+  v(FieldInfo{"operation.transport", "How tiles reach a trainer, and ranks each other's gradients: by shared memory on one host where that is possible, else TCP; always TCP; `shm` as auto, with a warning where a tile cannot go that way.", "auto | tcp | shm"}, o.transport);
   v(FieldInfo{"operation.device", "Device of the workers.", "auto | cpu | cuda"}, o.device);
   v(FieldInfo{"operation.compute_threads", "Threads per CPU trainer; part of the numerics class.", "[1, 1024]"}, o.compute_threads);
   v(FieldInfo{"operation.workers", "Workers that `tessera up` starts on this machine.", "[1, 1024]"}, o.workers);

@@ -114,7 +114,8 @@ MemoryEstimate memory_estimate(const FunctionConfig& f, const MaskLengths& lengt
   const int64_t trained = encoder.trainable + predictor.trainable;
   MemoryEstimate out;
   out.state = 4 * (3 * trained + encoder.trainable + (encoder.with_table - encoder.trainable) * 2 + predictor.with_table - predictor.trainable);
-  out.gradients = 4 * trained * int64_t(std::bit_width(uint64_t(f.batch.tiles)));
+  // Of one rank alone: the tree's stack and the whole sum, or one tile and one sum (worker/trainer/reduction.h).
+  out.gradients = 4 * trained * (f.reduction == "tree" ? int64_t(std::bit_width(uint64_t(f.batch.tiles))) + 1 : 2);
   // Kept per token and block: inputs of both norms, their outputs, q k v, attention output, both MLP activations.
   const auto kept = [](double tokens, double width, double hidden) { return tokens * (9 * width + 2 * hidden); };
   const double encoder_kept = double(f.model.depth * lengths.contexts) * kept(lengths.context, double(f.model.embed_dim), double(f.model.hidden_dim()));

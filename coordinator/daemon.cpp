@@ -80,7 +80,7 @@ Result<std::unique_ptr<Coordinator>> Coordinator::open(Config config, StartMode 
   if (op.run_id == "auto") op.run_id = c->config_.source_name.empty() ? "run" : c->config_.source_name;
   if (op.run_dir == "auto") op.run_dir = "runs/" + op.run_id;
   op.run_dir = std::filesystem::absolute(op.run_dir).lexically_normal().string();
-  if (const std::string no = unsupported(c->config_.function); !no.empty()) return fail(ErrorCode::kFixConfig, "[config] " + no);
+  if (const std::string caveat = placement_caveat(c->config_.function); !caveat.empty()) log_warning("{}", caveat);
   c->machine_.function = c->config_.function;
   c->machine_.operation = op;
   c->machine_.run_id = op.run_id;

@@ -1,6 +1,7 @@
 // The step ledger, the checkpoint catalogue, and the end of a run.
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "coordinator/machine_parts.h"
 
@@ -58,7 +59,7 @@ void commit(Context& c, const proto::StepDone& done) {
   publish_whole(c);
   s.skipped_in_row = done.skipped ? s.skipped_in_row + 1 : 0;
   s.skipped_total += done.skipped;
-  if (done.skipped) c.alert("warning", "step " + std::to_string(done.step) + ": the gradient is not finite; skipped (" + std::to_string(s.skipped_in_row) + " in a row)");
+  if (done.skipped) c.alert("warning", "step " + std::to_string(done.step) + ": the gradient " + (c.config.function.reduction == "fixed32" ? "does not fit its integers (function.reduction fixed32) or is not finite" : "is not finite") + "; skipped (" + std::to_string(s.skipped_in_row) + " in a row)");
   if (s.skipped_in_row >= c.config.operation.max_skipped_steps)
     finish(c, RunState::kFailed, exit_codes::kNonFinite, std::to_string(s.skipped_in_row) + " steps in a row had a gradient that is not finite (operation.max_skipped_steps); lower the learning rate or look at the data");
   if (s.run_state == RunState::kRecovering && s.world.phase == WorldPhase::kRunning) c.set_run_state(RunState::kRunning, std::to_string(s.world.members.size()) + " workers train");
@@ -71,13 +72,26 @@ void rewind(Context& c) {
   c.alert("warning", "step " + std::to_string(c.state.committed) + " was trained, and nobody is left who can report it: it is evaluated again from a checkpoint");
 }
 
+namespace {
+
+// A step that was evaluated again: to other bits from the same batch, and the function promises no more.
+bool may_differ(Context& c, Step step, const StepRecord& committed, const StepRecord& again) {
+  const std::string caveat = placement_caveat(c.config.function);
+  if (caveat.empty() || committed.batch != again.batch) return false;
+  if (!std::exchange(c.state.said_other_bits, true))
+    c.alert("warning", "step " + std::to_string(step) + " was evaluated again to other bits, from the same batch; the ledger keeps its first report (" + caveat + ")");
+  return true;
+}
+
+}  // namespace
+
 void on_step_done(Context& c, const MessageEvent& e, const proto::StepDone& done) {
   State& s = c.state;
   if (done.lineage != c.config.lineage) return c.log("warning", "a step of another lineage was reported and left alone");
   if (done.step == s.committed) {
     commit(c, done);
   } else if (const auto known = s.ledger.find(done.step); known != s.ledger.end()) {
-    if (known->second != StepRecord{done.batch_digest, done.state_digest}) {
+    if (const StepRecord again{done.batch_digest, done.state_digest}; known->second != again && !may_differ(c, done.step, known->second, again)) {
       c.alert("error", "step " + std::to_string(done.step) + " was committed with state " + to_hex(known->second.state) + ", batch " + to_hex(known->second.batch) + " and evaluated again to state " +
                            to_hex(done.state_digest) + ", batch " + to_hex(done.batch_digest));
       return finish(c, RunState::kFailed, exit_codes::kDeviceFaulty, "step " + std::to_string(done.step) + " gave other bits when it was evaluated again: a device or its memory is faulty");

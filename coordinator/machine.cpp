@@ -131,10 +131,9 @@ Step final_step(const State& state, const MachineConfig& config) {
   return stop > 0 ? std::min<Step>(stop, state.length.total_steps) : state.length.total_steps;
 }
 
-std::string unsupported(const FunctionConfig& function) {
-  if (function.reduction == "fixed32") return "function.reduction fixed32 is not built in this version; set it to tree";
-  if (function.reduction == "fast") return "function.reduction fast is not built in this version; set it to tree";
-  return "";
+std::string placement_caveat(const FunctionConfig& function) {
+  if (function.reduction != "fast") return "";
+  return "function.reduction fast: all workers hold the same bits, but another number of workers gives others, and so may a step that is evaluated again; tree and fixed32 do not";
 }
 
 namespace {

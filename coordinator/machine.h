@@ -183,6 +183,7 @@ struct State {
   std::map<Step, Hash128> chain_before;  // what it was before each of the newest steps: of the checkpoint at that step
   Step root = 0;                  // the lineage begins with state[root]: 0, or an imported checkpoint's step
   Millis gap_since = -1;          // reports come from beyond a gap in the ledger since then
+  bool said_other_bits = false;   // that steps evaluated again have other bits, which the function allows
   bool rewind = false;            // the next world begins with a checkpoint, whatever the survivors hold
   Step committed = 0;             // steps root .. committed-1 are in the ledger
   StateDigest last_state_digest;
@@ -264,8 +265,10 @@ using Effects = std::vector<Effect>;
 // Takes one event. Pure: equal state, config, event and time give equal effects.
 Effects step(State& state, const MachineConfig& config, const Event& event, Millis now);
 
-// Values of `function` that this version cannot evaluate, as a sentence; empty when it can.
-std::string unsupported(const FunctionConfig& function);
+// What a run's bits depend on beside its function, as a sentence; empty when it is nothing (DESIGN section 1, P).
+// function.reduction fast gives placement independence up: a step evaluated again by another number of workers may have other bits, and
+// nobody is to be blamed for it.
+std::string placement_caveat(const FunctionConfig& function);
 
 // The step at which a run of this configuration ends now: total steps, or operation.stop_at_step.
 Step final_step(const State& state, const MachineConfig& config);

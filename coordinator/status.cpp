@@ -122,6 +122,8 @@ json status_document(const StatusInput& in) {
                 {"root_step", s.root},
                 {"lineage", in.config.lineage},
                 {"function_id", to_hex(function_id(in.config.function))},
+                {"reduction", in.config.function.reduction},
+                {"placement_independent", placement_caveat(in.config.function).empty()},
                 {"run_dir", in.config.run_dir},
                 {"started_at", in.started_at},
                 {"last_progress_at", s.last_progress > 0 ? json(in.unix_now - double(in.now - s.last_progress) / 1000.0) : json(nullptr)}};

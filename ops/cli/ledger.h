@@ -28,8 +28,11 @@ struct LedgerReport {
   bool ok() const { return lost == 0 && repeated == 0 && digest_conflicts == 0; }
 };
 
+// What equal steps must agree on: a run with function.reduction fast may evaluate a step again to another state.
+enum class Promise { kSameBits, kSameBatches };
+
 // Pure. root: the step that the lineage begins with. rows: lines of metrics.jsonl in file order; a step that was evaluated again with equal digests counts once.
-LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<CheckpointInfo>& checkpoints, int64_t global_batch, int64_t steps_per_epoch, Step root = 0);
+LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<CheckpointInfo>& checkpoints, int64_t global_batch, int64_t steps_per_epoch, Step root = 0, Promise promise = Promise::kSameBits);
 
 // Errors: kUsage (no run), kFixData (no records, no configuration).
 Result<LedgerReport> verify_run(const std::string& run_dir);

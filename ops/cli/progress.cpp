@@ -97,6 +97,8 @@ std::string status_page(const Json& status) {
   out += "  generation " + text_at(status, "/run/generation", "none") + ", epoch " + human_count(int64_t(number_at(status, "/progress/epoch"))) + ", " +
          human_count(int64_t(number_at(status, "/progress/images_seen"))) + " images seen\n";
   out += members(status);
+  if (const auto run = status.find("run"); run != status.end() && !run->value("placement_independent", true))
+    out += "  other bits for another number of workers (function.reduction " + text_at(status, "/run/reduction") + ")\n";
   if (const double step = number_at(status, "/checkpoint/last_step", -1); step >= 0) {
     const double age = number_at(status, "/checkpoint/age_seconds", -1);
     out += "  checkpoint of step " + human_count(int64_t(step)) + ", " + human_bytes(int64_t(number_at(status, "/checkpoint/bytes"))) + (age >= 0 ? ", " + human_seconds(age) + " old" : "") + "\n";

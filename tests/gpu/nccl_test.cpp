@@ -73,7 +73,20 @@ TEST(Nccl, ExchangeIsTheTreesSumOnEveryRank) {
     }
     DeviceBuffer result(std::vector<float>(kFloats, 0.0f));
     TESSERA_TRY(nccl->exchange(nodes, kFloats, result.data));
+    // One element that every rank adds its number to, as integers and as floats.
+    DeviceBuffer ones(std::vector<float>(100, float(r + 1)));
+    std::vector<float> sums(100);
+    TESSERA_TRY(nccl->begin_after(nccl->mark()));
+    TESSERA_TRY(nccl->sum_floats(ones.data, 100));
     nccl->quiesce();
+    cudaMemcpy(sums.data(), ones.data, 400, cudaMemcpyDeviceToHost);
+    if (sums[99] != float(world * (world + 1)) / 2) return fail(ErrorCode::kInternal, "the sum of floats is wrong");
+    std::vector<int32_t> words(100, r + 1);
+    cudaMemcpy(ones.data, words.data(), 400, cudaMemcpyHostToDevice);
+    TESSERA_TRY(nccl->sum_integers(reinterpret_cast<int32_t*>(ones.data), 100));
+    nccl->quiesce();
+    cudaMemcpy(words.data(), ones.data, 400, cudaMemcpyDeviceToHost);
+    if (words[99] != world * (world + 1) / 2) return fail(ErrorCode::kInternal, "the sum of integers is wrong");
     cudaMemcpy(results[size_t(r)].data(), result.data, kFloats * sizeof(float), cudaMemcpyDeviceToHost);
     abort.raise();
     if (nccl->all_gather(result.data, kFloats)) return fail(ErrorCode::kInternal, "a call after an abort must fail");

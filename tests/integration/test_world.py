@@ -56,6 +56,34 @@ class SameBits(WorldTest):
                 three = self.run_once("--workers", "3", "--loaders", "2", sets=sets + ["operation.loader_threads=2"], name=name + "-3")
                 self.assertEqual((one["state_digest"], one["batch_digest"]), (three["state_digest"], three["batch_digest"]))
 
+    def test_integer_sums_keep_the_bits_for_any_number_of_workers_and_a_kill(self):
+        """function.reduction fixed32: 1 to 5 workers, one killed in mid-run, and a checkpoint resumed with another number."""
+        sets = ["function.reduction=fixed32", "function.steps=14", "operation.checkpoint.every_steps=4"]
+        one = self.run_once("--workers", "1", sets=sets, name="fixed1")
+        self.assertEqual(one["step"], 14)
+        for workers in (2, 3, 4, 5):
+            with self.subTest(workers=workers):
+                up = self.up("--workers", str(workers), sets=sets, name=f"fixed{workers}")
+                if workers in (3, 5):
+                    up.wait_step(5)
+                    os.kill(up.pids("tessera-trainer")[1], signal.SIGKILL)
+                result = up.finish()
+                self.assertEqual((result["state_digest"], result["batch_digest"]), (one["state_digest"], one["batch_digest"]))
+        self.run_once("--workers", "2", "--steps", "9", sets=sets, name="fixedresumed")
+        result = self.up("--workers", "3", "--resume", sets=sets, name="fixedresumed").finish()
+        self.assertEqual(result["state_digest"], one["state_digest"])
+
+    def test_fast_sums_survive_a_kill_and_accuse_nobody(self):
+        sets = ["function.reduction=fast", "function.steps=14", "operation.checkpoint.every_steps=4"]
+        up = self.up("--workers", "3", sets=sets, name="fast")
+        up.wait_step(6)
+        for pid in up.pids("tessera-trainer"):  # nobody is left: steps are evaluated again from the checkpoint
+            os.kill(pid, signal.SIGKILL)
+        self.assertEqual(up.finish()["step"], 14)
+        verified = subprocess.run([program("tessera"), "verify", str(up.run_dir), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(verified.returncode, 0, verified.stderr)
+        self.assertIn("states were not compared", verified.stderr)
+
     def test_trainer_killed_in_mid_run(self):
         up = self.up("--workers", "2", name="killed")
         up.wait_step(7)

@@ -65,6 +65,7 @@ std::vector<TensorView> state_tensors(const model::State& s) {
   table("context_encoder.pos_embed", s.context_position);
   table("target_encoder.pos_embed", s.target_position);
   table("predictor.predictor_pos_embed", s.predictor_position);
+  if (s.exponents.defined()) out.push_back(view_of("reduction.exponents", {s.exponents.numel()}, s.exponents.const_data_ptr<float>()));
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return out;
 }

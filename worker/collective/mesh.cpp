@@ -191,6 +191,11 @@ Mesh::~Mesh() {
     if (fd >= 0) ::close(fd);
 }
 
+void Mesh::hang_up() {
+  for (const int fd : fd_)
+    if (fd >= 0) ::shutdown(fd, SHUT_RDWR);
+}
+
 Status Mesh::transfer(std::vector<std::vector<Piece>> out, std::vector<std::vector<Piece>> in, Millis timeout_ms) {
   if (failed_) return tl::unexpected(*failed_);
   Status done = move_pieces(out, in, timeout_ms);

@@ -81,6 +81,8 @@ class Mesh {
       if (Rank(r) != rank_) out[r].push_back({&records[size_t(rank_)], sizeof(Record)}), in[r].push_back({&records[r], sizeof(Record)});
     return transfer(std::move(out), std::move(in), timeout_ms);
   }
+  // Ends the connections: a transfer in flight and every later one fails at once. Any thread.
+  void hang_up();
   // Rank named by the last error, -1 when none.
   Rank suspect() const { return suspect_; }
   int64_t bytes_sent() const { return bytes_sent_; }

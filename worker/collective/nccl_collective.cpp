@@ -1,6 +1,8 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <atomic>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime.h>
 #include <nccl.h>
 #include <optional>
@@ -77,6 +79,9 @@ class Nccl : public Collective {
     return all_gather(result, n);
   }
 
+  Status sum_floats(float* data, int64_t n) override { return all_reduce(data, n, ncclFloat32); }
+  Status sum_integers(int32_t* data, int64_t n) override { return all_reduce(data, n, ncclInt32); }
+
   Status all_gather(float* data, int64_t n) override {
     TESSERA_TRY(usable());
     TESSERA_TRY(enqueued(ncclGroupStart(), "ncclGroupStart"));
@@ -94,15 +99,35 @@ class Nccl : public Collective {
     return finish_group("broadcast");
   }
 
+  void cancel() override { cancelled_ = true; }
+  // An event in the stream that the calling thread computes on.
+  std::shared_ptr<void> mark() override {
+    cudaEvent_t event = nullptr;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return nullptr;
+    cudaEventRecord(event, c10::cuda::getCurrentCUDAStream(c10::DeviceIndex(device_index(device_))));
+    return {static_cast<void*>(event), [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
+  }
+  Status begin_after(const std::shared_ptr<void>& mark) override {
+    TESSERA_TRY(usable());
+    TESSERA_TRY(cuda(cudaSetDevice(device_index(device_)), "cudaSetDevice"));  // the calling thread may be another one
+    if (!mark) return cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    return cuda(cudaStreamWaitEvent(stream_, static_cast<cudaEvent_t>(mark.get()), 0), "cudaStreamWaitEvent");
+  }
   void quiesce() override {
     if (stream_) cudaStreamSynchronize(stream_);
   }
   Rank suspect() const override { return mesh_.suspect(); }
 
  private:
+  Status all_reduce(void* data, int64_t n, ncclDataType_t type) {
+    TESSERA_TRY(usable());
+    TESSERA_TRY(enqueued(ncclGroupStart(), "ncclGroupStart"));
+    TESSERA_TRY(enqueued(ncclAllReduce(data, data, size_t(n), type, ncclSum, communicator_, stream_), "ncclAllReduce"));
+    return finish_group("all-reduce");
+  }
   Status usable() {
     if (failed_) return tl::unexpected(*failed_);
-    if (abort_.raised()) return give_up("aborted");
+    if (abort_.raised() || cancelled_) return give_up("aborted");
     return {};
   }
   // An aborted communicator keeps running what is queued behind it, so the stream is drained before anybody goes on.
@@ -132,7 +157,7 @@ class Nccl : public Collective {
     }
   }
   Status not_over(const std::string& what, Millis end) {
-    if (abort_.raised()) return give_up("aborted");
+    if (abort_.raised() || cancelled_) return give_up("aborted");
     if (monotonic_ms() > end) return give_up(what + " took more than " + std::to_string(timeout_ms_) + " ms");
     std::this_thread::sleep_for(std::chrono::microseconds(20));
     return {};
@@ -193,6 +218,7 @@ class Nccl : public Collective {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;
   std::optional<Error> failed_;
+  std::atomic<bool> cancelled_{false};
 };
 
 }  // namespace

@@ -53,24 +53,24 @@ class CpuEngine : public Engine {
     for (int c = 0; c < 3; ++c) mean_[c] = float(f.data.mean[size_t(c)]), std_[c] = float(f.data.std[size_t(c)]);
   }
 
-  TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) override {
+  TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank, const GradientHooks& hooks) override {
     at::NoGradGuard no_grad;
     TileResult result;
-    Forward f = forward(state, tile, true);
+    Forward f = forward(state, tile, true, hooks);
     if (measure_rank) result.effective_rank = effective_rank(f.target_normed_rd);
     at::Tensor dprediction_rd = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
     result.loss = loss(f, dprediction_rd);
     const at::Tensor dencoded_rd =
-        predict_backward(passes_, state.weights, predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient);
+        predict_backward(passes_, state.weights, predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient, hooks.bucket_ready);
     f.predictor_tape = {};
     encode_backward(passes_, state.weights, encoder_, f.encoder_tape, dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
-                    gradient);
+                    gradient, hooks.bucket_ready);
     return result;
   }
 
   TileOutputs outputs(const State& state, const Tile& tile) override {
     at::NoGradGuard no_grad;
-    Forward f = forward(state, tile, false);
+    Forward f = forward(state, tile, false, {});
     const PredictorShape& s = f.shape;
     TileOutputs out;
     const auto per_image = [&](const at::Tensor& rows) { return rows.view({s.images, -1, rows.size(1)}); };
@@ -105,22 +105,23 @@ class CpuEngine : public Engine {
     PredictorTape predictor_tape;
   };
 
-  Forward forward(const State& state, const Tile& tile, bool keep_tapes) const {
+  // The context comes first: it does not read the target, which may still be on its way.
+  Forward forward(const State& state, const Tile& tile, bool keep_tapes, const GradientHooks& hooks) const {
     Forward f;
     const int64_t b = tile.pixels.size(0), patches = state.context_position.size(0), heads = function_.model.num_heads;
     f.shape = {b, int64_t(tile.contexts.size()), int64_t(tile.targets.size()), tile.contexts[0].size(1), tile.targets[0].size(1),
                function_.predictor.num_heads};
     f.patches_rd = patch_rows(tile.pixels);
     const at::Tensor context = at::cat(tile.contexts).reshape(-1), query = at::cat(tile.targets).reshape(-1);  // mask-major
+    f.encoded_rd = encode(passes_, state.weights, encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
+                          state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
+    if (hooks.before_target) hooks.before_target();
     const bool whole = function_.masks.target_masking == "output";
     f.target_rd = whole ? encode(passes_, state.target, encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
                         : encode(passes_, state.target, encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
                                  state.target_position.index_select(0, query), b * f.shape.targets, heads, nullptr);
     f.target_normed_rd = at::layer_norm(f.target_rd, {f.target_rd.size(1)}, {}, {}, kTargetEps);
     f.wanted_rd = repeat_over_contexts(whole ? f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)) : f.target_normed_rd, f.shape);
-
-    f.encoded_rd = encode(passes_, state.weights, encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
-                          state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
     f.prediction_rd = predict(passes_, state.weights, predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),
                               state.predictor_position.index_select(0, query), keep_tapes ? &f.predictor_tape : nullptr);
     return f;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,14 +37,27 @@ struct TileOutputs {
   double loss = 0;
 };
 
+// Moments within gradient() at which others may begin, or must have ended. Called on the thread that called gradient(); either
+// may be empty. On a device whose work is queued the moment is the queue's: whoever begins there has to order his work behind
+// what is queued by then.
+struct GradientHooks {
+  // The bucket's gradient is whole: nothing of this call writes it any more. Once for each bucket, in the order of the
+  // backward pass: the layout's last bucket first.
+  std::function<void(size_t bucket)> bucket_ready;
+  // Nothing of state.target has been read yet, and it is read next. The context encoder's forward pass is behind us.
+  std::function<void()> before_target;
+};
+
 // Runs on the device of `state`. Not thread-safe; one per trainer. Deterministic with one compute thread; with more,
 // sums that matter are chunked so that only the class's thread count matters (DESIGN section 7).
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> make(const FunctionConfig& function, const std::string& device);
   virtual ~Engine() = default;
-  // Writes the gradient of the tile's own mean loss (unscaled) into every bucket of `gradient` (overwrites, padding 0).
-  virtual TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank) = 0;
+  // Writes the gradient of the tile's own mean loss (unscaled) into every bucket of `gradient` (overwrites, padding 0). The
+  // hooks change no bit of it.
+  virtual TileResult gradient(const State& state, const Tile& tile, FlatBuffers& gradient, bool measure_rank, const GradientHooks& hooks) = 0;
+  TileResult gradient(const State& state, const Tile& tile, FlatBuffers& into, bool measure_rank) { return gradient(state, tile, into, measure_rank, {}); }
   // The forward passes of gradient() alone.
   virtual TileOutputs outputs(const State& state, const Tile& tile) = 0;
   // Features of the target (or context) encoder over all patches, final norm applied: [b, N, D]. Images of another

@@ -35,6 +35,11 @@ at::Tensor assemble(const PredictorShape& s, const at::Tensor& context_rd, const
       .view({s.sequences() * (s.context_length + s.target_length), p});
 }
 
+// The last write to the bucket of this tensor is done.
+void whole(const Passes& passes, int place, const BucketReady& ready) {
+  if (ready) ready(passes.bucket_of(place));
+}
+
 }  // namespace
 
 EncoderPlaces encoder_places(const Layout& layout) {
@@ -59,10 +64,15 @@ at::Tensor encode(const Passes& passes, const FlatBuffers& w, const EncoderPlace
 }
 
 void encode_backward(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
-                     int64_t heads, FlatBuffers& gradient) {
+                     int64_t heads, FlatBuffers& gradient, const BucketReady& ready) {
   at::Tensor dx_rd = passes.norm_backward(w, tape.last_rd, tape.norm, dout_rd, {}, places.norm_w, places.norm_b, gradient);
-  for (size_t i = places.blocks.size(); i-- > 0;) dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, b, heads, gradient);
+  whole(passes, places.norm_w, ready);
+  for (size_t i = places.blocks.size(); i-- > 0;) {
+    dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, b, heads, gradient);
+    whole(passes, places.blocks[i].norm1_w, ready);
+  }
   passes.linear_backward(w, tape.patches_rd, dx_rd, places.patch_w, places.patch_b, gradient, false);
+  whole(passes, places.patch_w, ready);
 }
 
 at::Tensor predict(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& s, const at::Tensor& encoded_rd,
@@ -82,21 +92,27 @@ at::Tensor predict(const Passes& passes, const FlatBuffers& w, const PredictorPl
 }
 
 at::Tensor predict_backward(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& s, const PredictorTape& tape,
-                            const at::Tensor& dprediction_rd, FlatBuffers& gradient) {
+                            const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready) {
   const at::Tensor dnorm = passes.linear_backward(w, tape.norm.out_rd, dprediction_rd, places.proj_w, places.proj_b, gradient, true);
   const at::Tensor dquery_out = passes.norm_backward(w, tape.last_rd, tape.norm, dnorm, {}, places.norm_w, places.norm_b, gradient);
+  whole(passes, places.norm_w, ready);
   const int64_t p = dquery_out.size(1), length = s.context_length + s.target_length;
   at::Tensor dx = at::zeros({s.sequences(), length, p}, dquery_out.options());
   dx.narrow(1, s.context_length, s.target_length).copy_(dquery_out.view({s.sequences(), s.target_length, p}));
   at::Tensor dx_rd = dx.view({s.sequences() * length, p});
-  for (size_t i = places.blocks.size(); i-- > 0;) dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, s.sequences(), s.heads, gradient);
+  for (size_t i = places.blocks.size(); i-- > 0;) {
+    dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, s.sequences(), s.heads, gradient);
+    whole(passes, places.blocks[i].norm1_w, ready);
+  }
   const at::Tensor din = dx_rd.view({s.sequences(), length, p});
   at::Tensor dtoken = passes.weight(gradient, places.mask_token).view({-1});
   at::sum_out(dtoken, din.narrow(1, s.context_length, s.target_length).reshape({-1, p}), at::IntArrayRef{0});
   const at::Tensor dcontext_rd = din.narrow(1, 0, s.context_length)
                                      .reshape({s.targets, s.contexts * s.images * s.context_length, p})
                                      .sum(0);
-  return passes.linear_backward(w, tape.encoded_rd, dcontext_rd, places.embed_w, places.embed_b, gradient, true);
+  at::Tensor dencoded_rd = passes.linear_backward(w, tape.encoded_rd, dcontext_rd, places.embed_w, places.embed_b, gradient, true);
+  whole(passes, places.mask_token, ready);
+  return dencoded_rd;
 }
 
 }  // namespace tessera::model

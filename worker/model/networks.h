@@ -3,6 +3,7 @@
 // predictor and targets [targets * contexts * b, Kp, D] in the order (target i, context j, image b).
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "worker/model/engine.h"
@@ -20,6 +21,9 @@ struct PredictorPlaces {
 };
 EncoderPlaces encoder_places(const Layout& layout);
 PredictorPlaces predictor_places(const Layout& layout);
+
+// GradientHooks::bucket_ready; may be empty.
+using BucketReady = std::function<void(size_t bucket)>;
 
 struct EncoderTape {
   at::Tensor patches_rd;
@@ -39,7 +43,7 @@ struct PredictorTape {
 at::Tensor encode(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
                   int64_t b, int64_t heads, EncoderTape* tape);
 void encode_backward(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
-                     int64_t heads, FlatBuffers& gradient);
+                     int64_t heads, FlatBuffers& gradient, const BucketReady& ready);
 
 struct PredictorShape {
   int64_t images, contexts, targets, context_length, target_length, heads;
@@ -51,6 +55,6 @@ at::Tensor predict(const Passes& passes, const FlatBuffers& w, const PredictorPl
                    const at::Tensor& context_position_rd, const at::Tensor& query_position_rd, PredictorTape* tape);
 // Returns the gradient for encoded_rd.
 at::Tensor predict_backward(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& shape, const PredictorTape& tape,
-                            const at::Tensor& dprediction_rd, FlatBuffers& gradient);
+                            const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready);
 
 }  // namespace tessera::model

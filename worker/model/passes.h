@@ -35,6 +35,7 @@ class Passes {
   Passes(const Layout& layout, bool bf16_linears) : layout_(layout), bf16_(bf16_linears) {}
 
   at::Tensor weight(const FlatBuffers& role, int place) const;
+  size_t bucket_of(int place) const { return size_t(layout_.tensors[size_t(place)].bucket); }
   // y = x W^T + b. x [r, in] -> [r, out].
   at::Tensor linear(const FlatBuffers& w, const at::Tensor& x_rd, int weight_place, int bias_place) const;
   // Writes dW, db; returns dx when wanted.

@@ -1,10 +1,12 @@
 #include "worker/model/state.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <cmath>
 
 #include "common/philox.h"
+#include "worker/collective/fixed_point.h"
 
 namespace tessera::model {
 namespace {
@@ -82,6 +84,7 @@ State State::empty(const FunctionConfig& f) {
   s.context_position = position_table(f.model.grid(), f.model.embed_dim);
   s.target_position = s.context_position.clone();
   s.predictor_position = position_table(f.model.grid(), f.predictor.embed_dim);
+  if (f.reduction == "fixed32") s.exponents = at::full({int64_t(s.layout.tensors.size())}, collective::fixed_point::first_exponent(int(f.batch.tiles)), at::kFloat);
   return s;
 }
 
@@ -98,11 +101,19 @@ at::Tensor State::view(const FlatBuffers& role, const TensorPlace& place) const 
 }
 
 StateDigest State::digest() const {
+  StateDigest digest = digest_without_target();
+  digest += target_digest();
+  return digest;
+}
+
+StateDigest State::target_digest() const { return role_digest(layout, target, "", true); }
+
+StateDigest State::digest_without_target() const {
   StateDigest digest = role_digest(layout, weights, "", false);
-  digest += role_digest(layout, target, "", true);
   digest += role_digest(layout, exp_avg, "optimizer.exp_avg.", false);
   digest += role_digest(layout, exp_avg_sq, "optimizer.exp_avg_sq.", false);
   digest += digest_scalar(uint64_t(adam_steps), lane_seeds("optimizer.step"));
+  if (exponents.defined()) digest += digest_elements(exponents.const_data_ptr<float>(), exponents.numel(), 0, lane_seeds("reduction.exponents"));
   return digest;
 }
 

@@ -21,6 +21,8 @@ struct State {
   at::Tensor context_position;    // [N, D] fp32, frozen
   at::Tensor target_position;     // [N, D] fp32, drifts under the published EMA
   at::Tensor predictor_position;  // [N, P] fp32, frozen
+  at::Tensor exponents;           // [tensors of the layout] whole numbers as fp32: function.reduction fixed32 only, else undefined
+                                  // (collective/fixed_point.h); a pure function of the gradients so far
   int64_t step = 0;        // k: updates done
   int64_t adam_steps = 0;  // Adam's own count; does not advance on skipped steps
 
@@ -33,9 +35,12 @@ struct State {
   // A view of one tensor in one role's buffers.
   at::Tensor view(const FlatBuffers& role, const TensorPlace& place) const;
 
-  // INTERFACES.md "state_digest": weights, target, exp_avg, exp_avg_sq under their full names, and Adam's step count;
-  // frozen and position tables excluded. Every element of every role.
+  // INTERFACES.md "state_digest": weights, target, exp_avg, exp_avg_sq under their full names, Adam's step count, and the
+  // exponents where there are any; frozen and position tables excluded. Every element of every role.
   StateDigest digest() const;
+  // Its two terms: the target may still be on its way when the rest is hashed.
+  StateDigest digest_without_target() const;
+  StateDigest target_digest() const;
 };
 
 // A set of gradient buffers for the layout (zero).

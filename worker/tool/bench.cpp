@@ -130,7 +130,7 @@ int bench_main(int argc, char** argv) {
   app.require_subcommand(1);
   Options o;
   BenchCollectiveOptions c;
-  CLI::App* collective = app.add_subcommand("collective", "the defined sum beside a plain float all-reduce, ranks as threads over TCP");
+  CLI::App* collective = app.add_subcommand("collective", "the three reductions, by shared memory and TCP, ranks as threads");
   collective->add_option("--ranks", c.ranks)->check(CLI::Range(2, 64))->capture_default_str();
   collective->add_option("--tiles", c.tiles, "tiles of a step")->check(CLI::Range(1, 65536))->capture_default_str();
   collective->add_option("--megabytes", c.megabytes, "of one bucket")->check(CLI::Range(1, 100000))->capture_default_str();
@@ -162,9 +162,14 @@ int bench_main(int argc, char** argv) {
   if (collective->parsed()) {
     const auto result = bench_collective(c);
     if (!result) return report(result.error());
-    char text[200];
-    std::snprintf(text, sizeof text, "%d ranks, %d tiles, %lld MB: %.1f ms, %.2f times a plain all-reduce", c.ranks, c.tiles, static_cast<long long>(c.megabytes), 1e3 * (*result)["seconds"]["median"].get<double>(),
-                  (*result)["ratio"]["median"].get<double>());
+    const auto line = [&](const char* transport) {
+      const auto& by = (*result)[transport];
+      char text[240];
+      const auto ms = [&](const char* method) { return 1e3 * by[method]["seconds"]["median"].get<double>(); };
+      std::snprintf(text, sizeof text, "%s: tree %.2f ms (%.2f times fast), fixed32 %.2f ms, fast %.2f ms, the bytes alone %.2f ms", transport, ms("tree"), by["tree"]["of_fast"]["median"].get<double>(), ms("fixed32"), ms("fast"), ms("bound"));
+      return std::string(text);
+    };
+    const std::string text = std::to_string(c.ranks) + " ranks, " + std::to_string(c.tiles) + " tiles, " + std::to_string(c.megabytes) + " MB\n" + line("shared_memory") + "\n" + line("tcp");
     print(*result, text, o.json);
     return 0;
   }

@@ -12,8 +12,11 @@ struct BenchCollectiveOptions {
   int ranks = 2, tiles = 4;
   int64_t megabytes = 16, repeats = 15;  // of one bucket
 };
-// The defined sum over `tiles` tiles by `ranks` ranks (threads of this process, TCP over the loopback) beside a plain float
-// all-reduce over the same transport. Seconds of a round are its slowest rank's. Error: kRebuildWorld.
+// The three reductions of one bucket over `tiles` tiles by `ranks` ranks (threads of this process), by shared memory and by
+// TCP over the loopback: the defined sum, integers, and a plain float all-reduce over the same transport (function.reduction
+// tree, fixed32, fast; buffers already merged within each rank). Seconds of a round are its slowest rank's; beside them what
+// the same bytes cost as memcpy on as many threads (shared memory) or through the mesh's sockets without any sum (TCP).
+// Error: kRebuildWorld.
 Result<nlohmann::json> bench_collective(const BenchCollectiveOptions& options);
 
 // AdamW, EMA and the state digest on one thread, beside memcpy.

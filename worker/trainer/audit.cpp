@@ -35,15 +35,16 @@ AuditVerdict judge_audit(const AuditPlan& plan, Step step, const StateDigest& ow
   return {worst->first, what + "rank " + std::to_string(worst->first) + " computed another gradient than " + std::to_string(count(best->second)) + " of " + std::to_string(all.size()) + " evaluations"};
 }
 
-// The gradient of a tile by itself, in the buffer that the exchange fills later.
+// The gradient of a tile by itself, in a buffer of its own.
 Result<StateDigest> Trainer::evaluate_again(TileIndex tile) {
   fetcher_->also(state_->step, tile);
   phase(proto::Phase::kData);
   TESSERA_ASSIGN(const FetchedTile fetched, fetcher_->take(state_->step, tile, abort_));
   phase(proto::Phase::kEvaluate);
-  engine_->gradient(*state_, to_tensors(fetched), gradient_, false);
-  if (options_.at_gradient) options_.at_gradient(tile, gradient_);
-  return model::gradient_digest(state_->layout, gradient_);
+  if (audit_gradient_.empty()) audit_gradient_ = model::make_buffers(state_->layout);
+  engine_->gradient(*state_, to_tensors(fetched), audit_gradient_, false);
+  if (options_.at_gradient) options_.at_gradient(tile, audit_gradient_);
+  return model::gradient_digest(state_->layout, audit_gradient_);
 }
 
 Status Trainer::audit() {

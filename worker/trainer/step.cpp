@@ -1,9 +1,9 @@
 // The step of DESIGN section 4, from tiles to state[k + 1].
 #include <algorithm>
+#include <utility>
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "worker/optimizer/update_kernels.h"
 #include "worker/trainer/tile.h"
 #include "worker/trainer/trainer.h"
 
@@ -26,15 +26,18 @@ Status Trainer::step() {
   lap();
   prepared_ = false;  // the gradient buffers are about to change
   TESSERA_TRY(evaluate());
-  TESSERA_TRY(audit());
-  split_.compute += lap();
   phase(proto::Phase::kReduce);
   TESSERA_TRY(exchange());
   split_.communication += lap();
+  TESSERA_TRY(audit());
+  split_.compute += lap();
+  phase(proto::Phase::kReduce);
+  TESSERA_TRY(share_reports(facts_, world_->mesh.get(), world_->tiles));
+  split_.communication += lap();
   phase(proto::Phase::kVote);
   facts_.state = state_->digest();  // after the last use of the weights
-  facts_.gradient = model::gradient_digest(state_->layout, gradient_);
-  facts_.summary = optimizer::summarize(*state_, gradient_, float(1.0 / double(function_.batch.tiles)));
+  facts_.gradient = model::gradient_digest(state_->layout, reduction_->whole());
+  facts_.summary = optimizer::summarize(*state_, reduction_->whole(), float(1.0 / double(function_.batch.tiles)));
   split_.compute += lap();
   at(Point::kBeforeVote);
   TESSERA_ASSIGN(const Agreement agreement, vote());
@@ -55,53 +58,75 @@ Status Trainer::step() {
   return {};
 }
 
-// Every tile of this rank, in order, one at a time; gradients merge by the tree as they come.
+// Every tile of this rank, in order, one at a time; gradients merge as they come, and those of the last tile leave bucket by
+// bucket while it is still computed.
 Status Trainer::evaluate() {
   facts_ = {};
   facts_.step = state_->step;
-  if (world_->size() == 2) facts_.applied = state_->digest();
+  applied_is_whole_ = world_->size() != 2;
+  if (!applied_is_whole_) facts_.applied = state_->digest_without_target();
   at(Point::kBegin);
   facts_.tiles.resize(size_t(function_.batch.tiles));
   audit_ = plan_audit(state_->step, operation_.audit_every_steps, int(function_.batch.tiles), world_->size());
   if (audit_ && audit_->auditor == world_->rank) fetcher_->also(state_->step, audit_->tile);
-  collective::NodeStack stack(int(function_.batch.tiles), world_->tiles);
-  size_t top = 0;
+  reduction_->begin(*state_, world_->tiles);
+  waited_seconds_ = 0;
   for (TileIndex t = world_->tiles.begin; t < world_->tiles.end; ++t) {
-    if (top == node_buffers_.size()) node_buffers_.push_back(model::make_buffers(state_->layout));
-    TESSERA_TRY(evaluate_tile(t, node_buffers_[top]));
-    ++top;
-    for (int merges = stack.push(t); merges > 0; --merges, --top)
-      for (size_t bucket = 0; bucket < gradient_.size(); ++bucket)
-        optimizer::kernels::accumulate(node_buffers_[top - 2][bucket].mutable_data_ptr<float>(), node_buffers_[top - 1][bucket].const_data_ptr<float>(), gradient_[bucket].numel());
-    split_.compute += lap();
+    TESSERA_TRY(evaluate_tile(t, t + 1 == world_->tiles.end));
+    const double waited = std::exchange(waited_seconds_, 0);
+    split_.compute += lap() - waited, split_.communication += waited;
     if (abort_.raised()) return fail(ErrorCode::kRebuildWorld, "aborted");
   }
+  if (!world_->tiles.empty()) return {};
+  await_target();
+  for (size_t bucket = state_->layout.buckets.size(); bucket-- > 0;) reduce(bucket);
   return {};
 }
 
-Status Trainer::evaluate_tile(TileIndex tile, model::FlatBuffers& gradient) {
+Status Trainer::evaluate_tile(TileIndex tile, bool last) {
   phase(proto::Phase::kData);
   TESSERA_ASSIGN(const FetchedTile fetched, fetcher_->take(state_->step, tile, abort_));
   split_.data += lap();
   phase(proto::Phase::kEvaluate);
   const bool measure = tile == 0 && state_->step % kRankEverySteps == 0;
-  const model::TileResult result = engine_->gradient(*state_, to_tensors(fetched), gradient, measure);
+  model::FlatBuffers& gradient = reduction_->tile_buffer(tile);
+  const auto take = [&](size_t bucket) {
+    reduction_->merge(bucket);
+    if (last) reduce(bucket);
+  };
+  // Whoever wants the tile's own gradient gets it before anything of it leaves.
+  const bool audited = audit_ && audit_->tile == tile, early = !audited && !options_.at_gradient;
+  model::GradientHooks hooks;
+  hooks.before_target = [this] {  // who waits for others is no slow evaluator
+    if (target_on_its_way_) phase(proto::Phase::kReduce);
+    await_target();
+    phase(proto::Phase::kEvaluate);
+  };
+  if (early) hooks.bucket_ready = take;
+  const model::TileResult result = engine_->gradient(*state_, to_tensors(fetched), gradient, measure, hooks);
   if (options_.at_gradient) options_.at_gradient(tile, gradient);
-  if (audit_ && audit_->tile == tile) audited_ = model::gradient_digest(state_->layout, gradient);
+  if (audited) audited_ = model::gradient_digest(state_->layout, gradient);
+  for (size_t bucket = state_->layout.buckets.size(); !early && bucket-- > 0;) take(bucket);
   facts_.tiles[size_t(tile)] = {result.loss, result.effective_rank, as_lanes(fetched.header.digest), fetched.header.context_length, int64_t(fetched.header.grey_samples.size())};
   facts_.grey_samples.insert(facts_.grey_samples.end(), fetched.header.grey_samples.begin(), fetched.header.grey_samples.end());
   return {};
 }
 
-// Bucket by bucket to the whole sum, the same on every rank; then what the ledger wants to know of the tiles.
+// To the exchanger: this rank's part of the bucket is complete. The same order on every rank: the layout's last bucket first.
+void Trainer::reduce(size_t bucket) {
+  collective::Collective& collective = *world_->collective;
+  world_->exchanger->submit([this, &collective, bucket, mark = collective.mark()]() -> Status {
+    TESSERA_TRY(collective.begin_after(mark));
+    TESSERA_TRY(reduction_->reduce(collective, bucket));
+    return bucket == 0 ? reduction_->finish(collective) : Status{};
+  });
+}
+
+// Until the whole sum is here, the same on every rank.
 Status Trainer::exchange() {
-  for (size_t bucket = 0; bucket < gradient_.size(); ++bucket) {
-    std::vector<collective::NodeBuffer> nodes;
-    for (size_t i = 0; i < nodes_.size(); ++i) nodes.push_back({nodes_[i], node_buffers_[i][bucket].mutable_data_ptr<float>()});
-    TESSERA_TRY(world_->collective->exchange(nodes, gradient_[bucket].numel(), gradient_[bucket].mutable_data_ptr<float>()));
-  }
+  TESSERA_TRY(world_->exchanger->wait());
   world_->collective->quiesce();
-  return share_reports(facts_, world_->mesh.get(), world_->tiles);
+  return {};
 }
 
 // The fence: behind it the step is committed, for everybody holds the whole gradient. Once our vote may have left, the
@@ -138,28 +163,46 @@ void Trainer::apply(EmaBy by) {
   writer_->wait_copied();  // the state changes from here on
   const optimizer::StepRates rates = schedule_->at(state_->step);
   const bool skipped = !facts_.summary.finite;
-  optimizer::apply_adamw(*state_, gradient_, float(1.0 / double(function_.batch.tiles)), rates, function_.optimizer, skipped);
+  optimizer::apply_adamw(*state_, reduction_->whole(), float(1.0 / double(function_.batch.tiles)), rates, function_.optimizer, skipped);
+  reduction_->advance(*state_);
   prepared_ = false;
   if (skipped && function_.masks.mode != "reference") return;  // the published code averages on a skipped step too
-  bounce_.resize(size_t(state_->layout.target_floats));
-  if (by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast") {
+  if (by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast" && world_->size() > 1) {
     distribute_target(rates.ema);
   } else {
-    optimizer::ema_slice(*state_, rates.ema, 0, state_->layout.target_floats, bounce_.data());
+    optimizer::ema_slice(*state_, rates.ema, 0, state_->layout.target_floats, bounce_.get());
+    adopt_target(*state_, bounce_.get());
   }
-  adopt_target(*state_, bounce_);
   optimizer::ema_position(*state_, rates.ema);
 }
 
-// Rank r computes slice r of the target and sends it to all. Cut off in the middle, all is computed here: T[k] and
-// theta[k + 1] are intact, and the bits are the same.
+// Rank r computes slice r of the target and sends it to all, while the next step has begun. Cut off in the middle, all is
+// computed here: T[k] and theta[k + 1] are intact, and the bits are the same.
 void Trainer::distribute_target(double momentum) {
   const int64_t n = state_->layout.target_floats;
   const auto [first, last] = collective::slice_of(n, world_->size(), world_->rank);
-  optimizer::ema_slice(*state_, momentum, first, last, bounce_.data() + first);
-  split_.compute += lap();
-  if (!world_->collective->all_gather(bounce_.data(), n)) optimizer::ema_slice(*state_, momentum, 0, n, bounce_.data());
-  split_.communication += lap();
+  optimizer::ema_slice(*state_, momentum, first, last, bounce_.get() + first);
+  target_on_its_way_ = true;
+  collective::Collective& collective = *world_->collective;
+  world_->exchanger->submit([this, &collective, momentum, n, mark = collective.mark()]() -> Status {
+    Status done = collective.begin_after(mark);
+    if (done) done = collective.all_gather(bounce_.get(), n);
+    if (!done) optimizer::ema_slice(*state_, momentum, 0, n, bounce_.get());
+    adopt_target(*state_, bounce_.get());
+    return done;
+  });
+}
+
+// Before anybody here reads the target, hashes it, saves it or hands it on. That a peer is gone is said by the next exchange.
+void Trainer::await_target() {
+  if (target_on_its_way_) {
+    const double since = monotonic_seconds();
+    (void)world_->exchanger->wait();
+    waited_seconds_ += monotonic_seconds() - since;
+    target_on_its_way_ = false;
+  }
+  if (std::exchange(applied_is_whole_, true)) return;
+  facts_.applied += state_->target_digest();
 }
 
 // What rank 0 asked for in its vote, and the regular checkpoint; the same on every rank.
@@ -177,6 +220,7 @@ void Trainer::obey_agreement(const Agreement& agreement) {
 // The writer copies this rank's share of the state while the next step is evaluated.
 void Trainer::snapshot() {
   if (world_->snapshot_at == state_->step) return;
+  await_target();
   world_->snapshot_at = state_->step;
   checkpoint::Scalars scalars;
   scalars.step = state_->step;

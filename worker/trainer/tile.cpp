@@ -26,8 +26,8 @@ model::Tile to_tensors(const FetchedTile& fetched) {
   return tile;
 }
 
-void adopt_target(model::State& state, const std::vector<float>& target) {
-  const float* from = target.data();
+void adopt_target(model::State& state, const float* target) {
+  const float* from = target;
   for (auto& buffer : state.target) {
     if (!buffer.defined()) continue;
     std::memcpy(buffer.mutable_data_ptr(), from, size_t(buffer.numel()) * sizeof(float));

@@ -11,6 +11,6 @@ namespace tessera::trainer {
 // Copies into aligned tensors of the tile's own.
 model::Tile to_tensors(const FetchedTile& fetched);
 // The concatenated encoder target (bucket order) becomes state.target.
-void adopt_target(model::State& state, const std::vector<float>& target);
+void adopt_target(model::State& state, const float* target);
 
 }  // namespace tessera::trainer

@@ -16,6 +16,7 @@ Trainer::Trainer(TrainerOptions options, ControlLink& link, collective::MeshList
 Trainer::~Trainer() {
   link_.on_assignment({});
   link_.on_checkpoint({});
+  leave_world();
 }
 
 int Trainer::run() {
@@ -79,7 +80,9 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
     link_.report({}, -1, -1, proto::Phase::kWarmUp);
     TESSERA_ASSIGN(engine_, warm_engine(function_, options_.device));
   }
-  gradient_ = model::make_buffers(model::State::empty(function_).layout);
+  const auto layout = model::Layout::make(function_);
+  reduction_ = Reduction::make(function_, layout, arena_);
+  bounce_ = std::static_pointer_cast<float>(arena_.allocate(layout.target_floats * int64_t(sizeof(float))));
   schedule_.emplace(function_, RunLength{welcome.steps_per_epoch, welcome.total_steps, welcome.warmup_steps});
   fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id, operation_.transport);
   link_.on_assignment([this](const proto::ShardAssignment& assignment) { fetcher_->set_loaders(assignment); });
@@ -102,13 +105,14 @@ Status Trainer::run_world(const proto::WorldStart& start) {
     TESSERA_TRY(step());
   }
   // Planned end: the boundary that all agreed on. Nothing is in flight; its checkpoint is written before we say so.
+  await_target();
   if (world_->final_checkpoint && state_->step > 0) {
     snapshot();
     writer_->wait_idle();
   }
   phase(proto::Phase::kFinished);
   sealed_ = {start.generation, state_->step, false, state_->digest(), {}};
-  world_.reset();
+  leave_world();
   link_.set_position({}, state_->step);
   link_.send(*sealed_);
   return {};
@@ -117,7 +121,7 @@ Status Trainer::run_world(const proto::WorldStart& start) {
 // Never votes or applies in the generation again; says what it holds.
 void Trainer::seal(const proto::WorldStop& stop) {
   log_info("generation {} stopped: {}", to_string(stop.generation), stop.reason);
-  if (world_) world_->collective.reset(), world_->mesh.reset(), world_.reset();
+  leave_world();
   proto::Sealed sealed;
   sealed.generation = stop.generation;
   sealed.applied = state_ ? state_->step : -1;

@@ -1,6 +1,7 @@
 // The trainer: state, and the step loop of DESIGN section 4. One object per process, on the training thread.
 //
-//   evaluate -> exchange -> vote -> apply -> EMA, until the world stops; then seal, wait for the next world, roll forward.
+//   evaluate | exchange -> vote -> apply -> EMA | next step's context, until the world stops; then seal, wait for the next
+//   world, roll forward. `|`: the exchanger's thread communicates while the training thread computes.
 // No byte of state changes before the vote fence; the reduced gradient stays untouched until the next step starts, so
 // whoever sealed `prepared` can apply the step later.
 //
@@ -19,7 +20,9 @@
 #include "worker/trainer/audit.h"
 #include "worker/trainer/checkpoint_writer.h"
 #include "worker/trainer/control.h"
+#include "worker/trainer/exchanger.h"
 #include "worker/trainer/fetch.h"
+#include "worker/trainer/reduction.h"
 #include "worker/trainer/report.h"
 #include "worker/trainer/standby.h"
 #include "worker/trainer/vote.h"
@@ -61,6 +64,7 @@ class Trainer {
     TileRange tiles;
     std::unique_ptr<collective::Mesh> mesh;  // null with one rank
     std::unique_ptr<collective::Collective> collective;
+    std::unique_ptr<Exchanger> exchanger;  // the only one to use collective; the training thread uses mesh while it is idle
     Step stop_after = -1;
     bool final_checkpoint = true;  // the boundary it stops at gets a checkpoint
     Step snapshot_at = -1;         // newest boundary with a snapshot in this generation, or the checkpoint it began with
@@ -91,6 +95,7 @@ class Trainer {
   // world.cpp
   Result<World> make_world(const proto::WorldStart& start) const;
   Status enter_world(const proto::WorldStart& start);
+  void leave_world();
   Status connect();
   Status bring_state();
   Status load_state(const proto::WorldStart& start);
@@ -101,13 +106,15 @@ class Trainer {
   // step.cpp
   Status step();
   Status evaluate();
-  Status evaluate_tile(TileIndex tile, model::FlatBuffers& gradient);
+  Status evaluate_tile(TileIndex tile, bool last);
+  void reduce(size_t bucket);
   Status exchange();
   Status audit();  // audit.cpp
   Result<StateDigest> evaluate_again(TileIndex tile);
   Result<Agreement> vote();
   void apply(EmaBy ema);
   void distribute_target(double momentum);
+  void await_target();
   void obey_agreement(const Agreement& agreement);
   void snapshot();
   void report_step();
@@ -127,11 +134,13 @@ class Trainer {
   std::optional<optimizer::Schedule> schedule_;
   std::optional<model::State> state_;
   std::string lineage_;  // of state_
-  std::vector<model::FlatBuffers> node_buffers_;  // a stack; its lower part holds this rank's maximal nodes
-  std::vector<collective::Node> nodes_;
-  model::FlatBuffers gradient_;  // the whole sum of step facts_.step when prepared_
+  collective::SharedArena arena_;  // of all buffers that peers may read
+  std::unique_ptr<Reduction> reduction_;  // its whole() is the sum of step facts_.step when prepared_
+  model::FlatBuffers audit_gradient_;  // of a tile evaluated again; made when first needed
   StepFacts facts_;              // of that step
-  std::vector<float> bounce_;    // EMA target slices
+  std::shared_ptr<float> bounce_;  // EMA target slices; target_floats
+  bool target_on_its_way_ = false;  // the exchanger brings the state's target; nobody else reads or hashes it
+  bool applied_is_whole_ = true;    // facts_.applied covers the target
   std::optional<World> world_;
   bool prepared_ = false;
   std::optional<AuditPlan> audit_;  // of this step
@@ -139,6 +148,7 @@ class Trainer {
   std::optional<proto::Sealed> sealed_;  // the last answer, for a coordinator that comes back
   Cause cause_;
   proto::TimeSplit split_;
+  double waited_seconds_ = 0;  // for peers, within what the clock takes for computing
   double lap_at_ = 0;
   std::vector<double> recent_seconds_;
 };

@@ -23,9 +23,8 @@ Result<Trainer::World> Trainer::make_world(const proto::WorldStart& start) const
 }
 
 Status Trainer::enter_world(const proto::WorldStart& start) {
-  world_.reset();
+  leave_world();
   TESSERA_ASSIGN(world_, make_world(start));
-  nodes_ = collective::maximal_nodes(int(function_.batch.tiles), world_->tiles);
   TESSERA_TRY(connect());
   TESSERA_TRY(bring_state());
   fetcher_->want(state_->step, world_->stop_after, world_->tiles);
@@ -35,6 +34,15 @@ Status Trainer::enter_world(const proto::WorldStart& start) {
   return {};
 }
 
+// The target is whole afterwards and nothing of the generation is in flight: what still waits for peers is told not to.
+void Trainer::leave_world() {
+  if (!world_) return;
+  if (world_->collective) world_->collective->cancel();
+  world_->exchanger.reset();
+  target_on_its_way_ = false;
+  world_.reset();
+}
+
 Status Trainer::connect() {
   phase(proto::Phase::kConnecting);
   const int tiles = int(function_.batch.tiles);
@@ -42,11 +50,13 @@ Status Trainer::connect() {
     std::vector<collective::MeshPeer> peers;
     for (const auto& member : world_->start.members) peers.push_back({member.rank, member.mesh_address, member.incarnation});
     TESSERA_ASSIGN(world_->mesh, collective::Mesh::connect(listener_, welcome_.run_id, world_->start.generation, world_->rank, peers, abort_, kConnectMs));
-    world_->collective = collective::make_host(*world_->mesh, tiles, 0);
+    world_->collective = collective::make_host(*world_->mesh, tiles, 0, operation_.transport == "tcp" ? collective::Transport::kTcp : collective::Transport::kAuto, &arena_);
   } else {
     world_->collective = collective::make_single(tiles);
   }
+  const bool alone = world_->size() == 1;
   if (options_.wrap_collective) world_->collective = options_.wrap_collective(std::move(world_->collective), world_->start, world_->rank);
+  world_->exchanger = std::make_unique<Exchanger>(alone ? Exchanger::Where::kHere : Exchanger::Where::kOwnThread);
   return {};
 }
 
@@ -111,7 +121,8 @@ Status Trainer::transfer_state(bool needed) {
   for (auto* role : {&state_->weights, &state_->target, &state_->exp_avg, &state_->exp_avg_sq})
     for (auto& buffer : *role)
       if (buffer.defined()) pieces.push_back({buffer.mutable_data_ptr(), size_t(buffer.numel()) * sizeof(float)});
-  pieces.push_back({state_->target_position.mutable_data_ptr(), size_t(state_->target_position.numel()) * sizeof(float)});
+  for (auto* table : {&state_->target_position, &state_->exponents})
+    if (table->defined()) pieces.push_back({table->mutable_data_ptr(), table->nbytes()});
   std::vector<std::vector<collective::Piece>> out(world), in(world);
   for (size_t r = 0; r < world; ++r)
     if (self == source && r != self && needs[r].needs) out[r] = pieces;

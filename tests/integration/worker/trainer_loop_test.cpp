@@ -158,6 +158,101 @@ TEST(TrainerLoop, TheSameBitsForAnyNumberOfRanksSparesToo) {
 
 TEST(TrainerLoop, LocalAndBroadcastTargetsAgree) { expect_reference(train_undisturbed(3, "  ema_distribution: local\n")); }
 
+// Integers: any ranges of tiles give the same bits, over a checkpoint and a joiner too; and it trains as the tree does.
+constexpr const char* kFixed = "  reduction: fixed32\n";
+
+Outcome train_with(int world, const std::string& function, const std::string& operation = "") {
+  Story run(operation, function);
+  run.launch(workers(world));
+  const auto start = run.coordinator->start_world(workers(world));
+  return outcome_of(run, start.generation, size_t(world));
+}
+
+void expect_same(const Outcome& outcome, const Outcome& want) {
+  EXPECT_EQ(to_hex(outcome.state), to_hex(want.state));
+  for (const auto& [step, done] : want.ledger) {
+    EXPECT_EQ(to_hex(outcome.ledger.at(step).state_digest), to_hex(done.state_digest)) << "step " << step;
+    EXPECT_EQ(to_hex(outcome.ledger.at(step).gradient_digest), to_hex(done.gradient_digest)) << "step " << step;
+    EXPECT_EQ(outcome.ledger.at(step).loss, done.loss) << "step " << step;
+  }
+}
+
+const Outcome& fixed_reference() {
+  static const Outcome outcome = train_with(1, kFixed);
+  return outcome;
+}
+
+TEST(TrainerLoop, IntegersGiveTheSameBitsForAnyNumberOfRanks) {
+  const Outcome& one = fixed_reference();
+  for (const auto& [step, done] : one.ledger) EXPECT_FALSE(done.skipped) << "step " << step;
+  EXPECT_NE(to_hex(one.state), to_hex(reference().state)) << "they are not the tree's";
+  EXPECT_NEAR(one.ledger.at(5).loss, reference().ledger.at(5).loss, 0.01 * reference().ledger.at(5).loss);
+  for (const auto& [step, done] : one.ledger) EXPECT_NEAR(done.gradient_norm, reference().ledger.at(step).gradient_norm, 0.01 * done.gradient_norm);
+  for (const int world : {2, 3, 4, 7}) {
+    SCOPED_TRACE(std::to_string(world) + " ranks");
+    expect_same(train_with(world, kFixed), one);
+  }
+  SCOPED_TRACE("audited");
+  expect_same(train_with(3, kFixed, "  audit_every_steps: 1\n"), one);
+}
+
+TEST(TrainerLoop, IntegersResumeFromACheckpointAndFromAPeer) {
+  Story first("  checkpoint: {every_steps: 2}\n", kFixed);
+  first.launch(workers(3));
+  proto::WorldStart start;
+  start.stop_after = 4;
+  start = first.coordinator->start_world(workers(3), start);
+  ASSERT_TRUE(first.coordinator->pump([&] { return first.coordinator->all_sealed(start.generation, 3) && first.coordinator->checkpoints.contains(4); }));
+  const auto read = checkpoint::read_checkpoint(first.coordinator->checkpoints[4], first.function);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(to_hex(read->digest()), to_hex(fixed_reference().ledger.at(4).state_digest)) << "exponents are saved";
+
+  Story second("", kFixed);
+  second.launch(workers(3));
+  proto::WorldStart resume;
+  resume.source = proto::StateSource::kCheckpoint, resume.start_step = 4, resume.stop_after = 5, resume.checkpoint_path = first.coordinator->checkpoints[4];
+  resume = second.coordinator->start_world(workers(2), resume);
+  ASSERT_TRUE(second.coordinator->pump([&] { return second.coordinator->all_sealed(resume.generation, 2); }));
+  proto::WorldStart join;
+  join.source = proto::StateSource::kPeer, join.start_step = 5, join.source_rank = 0;
+  join = second.coordinator->start_world(workers(3), join);
+  second.coordinator->ledger.insert(first.coordinator->ledger.begin(), first.coordinator->ledger.end());
+  expect_same(outcome_of(second, join.generation, 3), fixed_reference());
+}
+
+// A tile whose gradient does not fit: the step is skipped by all ranks alike, and the exponent gives way so that the next fits.
+TEST(TrainerLoop, WhatDoesNotFitIntegersSkipsTheStepWhateverTheRanks) {
+  const auto train = [](int world) {
+    Story run("", kFixed);
+    run.launch(workers(world), [&](size_t) {
+      TrainerOptions options;
+      options.at_gradient = [calls = 0](TileIndex tile, model::FlatBuffers& gradient) mutable {
+        if (tile == 3 && calls++ == 1) gradient[1].mutable_data_ptr<float>()[5] = 1e6f;  // the second time that somebody evaluates tile 3: step 1
+      };
+      return options;
+    });
+    const auto start = run.coordinator->start_world(workers(world));
+    return outcome_of(run, start.generation, size_t(world));
+  };
+  const Outcome one = train(1);
+  for (const auto& [step, done] : one.ledger) EXPECT_EQ(done.skipped, step == 1) << "step " << step;
+  EXPECT_FALSE(one.ledger.at(2).state_digest == one.ledger.at(1).state_digest) << "the exponent is state, and gave way";
+  for (const int world : {2, 3}) expect_same(train(world), one);
+}
+
+TEST(TrainerLoop, FastKeepsAllRanksEqualAndPromisesNoMore) {
+  const std::string fast = "  reduction: fast\n";
+  const Outcome one = train_with(1, fast);
+  for (const int world : {2, 3, 7}) {
+    const Outcome other = train_with(world, fast);  // which compares the ranks with each other
+    for (const auto& [step, done] : one.ledger) {
+      EXPECT_EQ(to_hex(other.ledger.at(step).batch_digest), to_hex(done.batch_digest));
+      EXPECT_NEAR(other.ledger.at(step).loss, done.loss, 1e-3 * done.loss);
+      EXPECT_NEAR(other.ledger.at(step).gradient_norm, done.gradient_norm, 1e-2 * done.gradient_norm);
+    }
+  }
+}
+
 TEST(TrainerLoop, ASnapshotOfThreeResumesWithTwo) {
   std::string checkpoint;
   Story first("  checkpoint: {every_steps: 2}\n");

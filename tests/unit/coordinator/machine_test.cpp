@@ -89,6 +89,37 @@ TEST(Machine, AStepThatCrashesItsTrainerThreeTimesEndsTheRun) {
   EXPECT_THAT(run.state.reason, HasSubstr("step 0 ended its trainer 3 times (killed by SIGSEGV), the last time n/0, rank 0 of 1, which had about tiles 0 to 3"));
 }
 
+p::StepDone step_done(Step step, uint64_t batch, uint64_t state) {
+  p::StepDone done;
+  done.lineage = "run", done.step = step;
+  done.batch_digest = {batch, 1}, done.state_digest = {state, 1};
+  return done;
+}
+
+// A step evaluated again to another state accuses a device, unless the function promises no bits; another batch always does.
+TEST(Machine, OtherBitsOfAStepAccuseADeviceUnlessTheReductionAllowsThem) {
+  for (const char* reduction : {"tree", "fixed32", "fast"}) {
+    SCOPED_TRACE(reduction);
+    Group run(2);
+    run.config.function.reduction = reduction;
+    const auto report = [&](const p::StepDone& done) { run.say(Group::id(0), run.incarnation[0], done); };
+    report(step_done(0, 5, 6)), report(step_done(1, 7, 8));
+    report(step_done(1, 7, 8));
+    EXPECT_FALSE(run.state.finished);
+    report(step_done(1, 7, 9));
+    const bool fast = std::string(reduction) == "fast";
+    EXPECT_EQ(run.state.finished, !fast) << run.state.reason;
+    EXPECT_EQ(run.state.ledger.at(1).state.a, 8u) << "what is committed never changes";
+    EXPECT_EQ(placement_caveat(run.config.function).empty(), !fast);
+    if (!fast) continue;
+    EXPECT_THAT(run.state.alerts.back().reason, HasSubstr("step 1 was evaluated again to other bits"));
+    report(step_done(0, 5, 9));
+    EXPECT_EQ(run.state.alerts.size(), 1u) << "said once";
+    report(step_done(1, 70, 8));
+    EXPECT_TRUE(run.state.finished) << "another batch";
+  }
+}
+
 TEST(Machine, KillsFromOutsideAreNoFailureOfTheStep) {
   Group run(1);
   for (int i = 0; i < 10; ++i) {

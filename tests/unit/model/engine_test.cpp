@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <ATen/Parallel.h>
+#include <limits>
 
 #include "tests/unit/model/small_model.h"
 
@@ -50,6 +51,57 @@ TEST(Engine, GradientOverwritesWhatWasThere) {
   for (const auto& place : f.state.layout.tensors) f.state.view(used, place).fill_(3.0f);
   f.engine->gradient(f.state, tile, used, false);
   EXPECT_TRUE(test::concatenated(used).equal(fresh));
+}
+
+// What the exchange rests on: each bucket is named once, last bucket first, and what it holds then is what it holds at the end.
+TEST(Engine, BucketsAreWholeWhenTheyAreNamed) {
+  for (const char* precision : {"fp32", "bf16"}) {
+    SCOPED_TRACE(precision);
+    at::set_num_threads(1);
+    Fixture f(precision);
+    const Tile tile = test::make_tile(f.function, 4, 9, 5, 1);
+    const at::Tensor plain = f.gradient(tile);
+    FlatBuffers gradient = make_buffers(f.state.layout), named;
+    for (const auto& place : f.state.layout.tensors) f.state.view(gradient, place).fill_(3.0f);
+    std::vector<size_t> order;
+    named.resize(gradient.size());
+    f.engine->gradient(f.state, tile, gradient, false, {[&](size_t bucket) { order.push_back(bucket), named[bucket] = gradient[bucket].clone(); }, {}});
+    ASSERT_EQ(order.size(), gradient.size());
+    for (size_t i = 0; i < order.size(); ++i) {
+      EXPECT_EQ(order[i], order.size() - 1 - i);
+      ASSERT_TRUE(named[i].defined());
+      EXPECT_TRUE(named[i].equal(gradient[i])) << f.state.layout.buckets[i].name << " was written after it was named";
+    }
+    EXPECT_TRUE(test::concatenated(gradient).equal(plain));
+  }
+}
+
+// The target may be on its way until then: what stood there before must not matter, and the moment comes once, before any bucket.
+TEST(Engine, TheTargetIsNotReadBeforeItsMoment) {
+  for (const char* masking : {"output", "input"}) {
+    SCOPED_TRACE(masking);
+    at::set_num_threads(1);
+    Fixture f;
+    f.function.masks.target_masking = masking;
+    f.engine = std::move(*Engine::make(f.function, "cpu"));
+    const Tile tile = test::make_tile(f.function, 4, 9, 5, 1);
+    const at::Tensor plain = f.gradient(tile);
+    FlatBuffers target, gradient = make_buffers(f.state.layout);
+    for (auto& buffer : f.state.target) {
+      target.push_back(buffer.defined() ? buffer.clone() : at::Tensor());
+      if (buffer.defined()) buffer.fill_(std::numeric_limits<float>::quiet_NaN());
+    }
+    int moments = 0, buckets = 0;
+    const auto arrive = [&] {
+      ++moments;
+      EXPECT_EQ(buckets, 0);
+      for (size_t i = 0; i < target.size(); ++i)
+        if (target[i].defined()) f.state.target[i].copy_(target[i]);
+    };
+    f.engine->gradient(f.state, tile, gradient, true, {[&](size_t) { ++buckets; }, arrive});
+    EXPECT_EQ(moments, 1);
+    EXPECT_TRUE(test::concatenated(gradient).equal(plain));
+  }
 }
 
 // DESIGN promises equality within a class, and the class holds the thread count; the sums that are ours keep theirs for

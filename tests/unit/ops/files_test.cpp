@@ -134,6 +134,8 @@ TEST(Ledger, AMissingStepIsLost) {
 TEST(Ledger, TwoBatchesOrTwoStatesOfAStepAreFound) {
   EXPECT_EQ(check_ledger({row(0, "b0", "s0"), row(0, "bX", "s0")}, {}, 8, 0).repeated, 8);
   EXPECT_EQ(check_ledger({row(0, "b0", "s0"), row(0, "b0", "sX")}, {}, 8, 0).digest_conflicts, 1);
+  EXPECT_TRUE(check_ledger({row(0, "b0", "s0"), row(0, "b0", "sX")}, {}, 8, 0, 0, Promise::kSameBatches).ok()) << "function.reduction fast";
+  EXPECT_FALSE(check_ledger({row(0, "b0", "s0"), row(0, "bX", "sX")}, {}, 8, 0, 0, Promise::kSameBatches).ok());
 }
 
 TEST(Ledger, ACheckpointThatDiffersIsFound) {

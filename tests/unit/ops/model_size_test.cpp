@@ -114,7 +114,11 @@ TEST(ModelSize, StateOfViTHugeIsTenPointFourGigabytes) {
   const FunctionConfig f = function_of("vit_huge", 14, 224);
   const MemoryEstimate memory = memory_estimate(f, expected_mask_lengths(f));
   EXPECT_NEAR(double(memory.state) / 1e9, 10.36, 0.05);
-  EXPECT_EQ(memory.gradients, 4 * 5 * (encoder_parameters(f.model).trainable + predictor_parameters(f.model, f.predictor).trainable));
+  const int64_t trained = encoder_parameters(f.model).trainable + predictor_parameters(f.model, f.predictor).trainable;
+  EXPECT_EQ(memory.gradients, 4 * 6 * trained);
+  FunctionConfig integers = f;
+  integers.reduction = "fixed32";
+  EXPECT_EQ(memory_estimate(integers, expected_mask_lengths(f)).gradients, 4 * 2 * trained);
 }
 
 }  // namespace
