@@ -323,10 +323,12 @@ int Coordinator::run(SignalWatch& signals) {
       std::lock_guard lock(commands_mutex_);
       commands.swap(commands_);
     }
-    for (const auto command : commands) {
-      if (command == HttpServer::Command::kStop) feed(StopCommand{"stop asked over HTTP"});
-      else if (command == HttpServer::Command::kCheckpoint) feed(CheckpointCommand{});
-      else feed(PauseCommand{command == HttpServer::Command::kPause});
+    for (const auto& command : commands) {
+      using Kind = HttpServer::CommandKind;
+      if (command.kind == Kind::kStop) feed(StopCommand{"stop asked over HTTP"});
+      else if (command.kind == Kind::kCheckpoint) feed(CheckpointCommand{});
+      else if (command.kind == Kind::kNote) feed(NoteCommand{command.severity, command.text});
+      else feed(PauseCommand{command.kind == Kind::kPause});
     }
     if (monotonic_ms() >= next_tick) {
       next_tick = monotonic_ms() + kTickMs;

@@ -164,6 +164,9 @@ Effects step(State& state, const MachineConfig& config, const Event& event, Mill
     if (state.pause_asked != pause->pause) c.log("info", pause->pause ? "pause asked" : "resume asked");
     state.pause_asked = pause->pause;
     c.effects.push_back(StoreMeta{"paused", pause->pause ? "1" : "0"});
+  } else if (const auto* note = std::get_if<NoteCommand>(&event)) {
+    if (note->severity == "warning") c.alert("warning", note->text);
+    else c.log("info", note->text);
   } else if (const auto* published = std::get_if<PublishDone>(&event)) {
     on_publish_done(c, *published);
   } else {

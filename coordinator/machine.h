@@ -222,11 +222,15 @@ struct CheckpointCommand {};
 struct PauseCommand {
   bool pause = true;  // false: go on
 };
+struct NoteCommand {  // what somebody who watches the run has to say of it
+  std::string severity;  // "info" or "warning"; a warning is an alert
+  std::string text;
+};
 struct PublishDone {
   std::string attempt;
   CheckpointEntry entry;  // ok false: the reason
 };
-using Event = std::variant<MessageEvent, TickEvent, StopCommand, CheckpointCommand, PauseCommand, PublishDone>;
+using Event = std::variant<MessageEvent, TickEvent, StopCommand, CheckpointCommand, PauseCommand, NoteCommand, PublishDone>;
 
 // ---- effects, in the order in which they must be carried out ----
 

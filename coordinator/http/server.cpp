@@ -123,14 +123,25 @@ struct HttpServer::Impl {
     return reply(request, http::status::ok, "image/png", std::move(*bytes));
   }
 
+  static bool read_note(const std::string& body, Command& out) {
+    const auto doc = nlohmann::json::parse(body, nullptr, false);
+    const auto word = [&](const char* name) { return doc.is_object() && doc.contains(name) && doc[name].is_string() ? doc[name].get<std::string>() : ""; };
+    out.severity = word("severity"), out.text = word("text");
+    return (out.severity == "info" || out.severity == "warning") && !out.text.empty() && out.text.size() <= 1000;
+  }
+
   Response post(const Request& request, std::string_view path) {
-    static const std::map<std::string_view, Command> commands{{"/api/v1/stop", Command::kStop}, {"/api/v1/checkpoint", Command::kCheckpoint}, {"/api/v1/pause", Command::kPause}, {"/api/v1/resume", Command::kResume}};
+    static const std::map<std::string_view, CommandKind> commands{
+        {"/api/v1/stop", CommandKind::kStop}, {"/api/v1/checkpoint", CommandKind::kCheckpoint}, {"/api/v1/pause", CommandKind::kPause}, {"/api/v1/resume", CommandKind::kResume}, {"/api/v1/note", CommandKind::kNote}};
     const auto command = commands.find(path);
     if (command == commands.end()) return problem(request, http::status::not_found, "there is nothing to post to at " + std::string(path.substr(0, 200)));
     const std::string given(request[http::field::authorization]);
     if (!same_token(given, "Bearer " + options.token))
       return problem(request, http::status::unauthorized, "commands need `Authorization: Bearer TOKEN`; the token is in the run's address.json");
-    on_command(command->second);
+    Command asked{command->second, "", ""};
+    if (asked.kind == CommandKind::kNote && !read_note(request.body(), asked))
+      return problem(request, http::status::bad_request, "a note is {\"severity\": \"info\" or \"warning\", \"text\": 1 to 1000 characters}");
+    on_command(asked);
     return reply(request, http::status::accepted, "application/json", "{\"schema\":1,\"accepted\":true}");
   }
 

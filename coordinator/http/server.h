@@ -6,6 +6,7 @@
 // GET  /api/v1/checkpoints                       GET /api/v1/metrics?after=STEP   points of the loss curve
 // GET  /livez /readyz /healthz /version /metrics
 // POST /api/v1/stop, /checkpoint, /pause, /resume (below /api/v1)   with Authorization: Bearer <token of address.json>
+// POST /api/v1/note          {"severity": "info" or "warning", "text": 1 to 1000 characters}: an event of the run, a warning also an alert; token as above
 // Errors: application/problem+json (RFC 9457). Limits: 8 KiB header, 64 KiB body, 10 s a request, 128 connections.
 #pragma once
 
@@ -27,7 +28,11 @@ struct HttpOptions {
 
 class HttpServer {
  public:
-  enum class Command { kStop, kCheckpoint, kPause, kResume };
+  enum class CommandKind { kStop, kCheckpoint, kPause, kResume, kNote };
+  struct Command {
+    CommandKind kind = CommandKind::kStop;
+    std::string severity, text;  // of a note
+  };
   // Error: kIo "port 8080 of 127.0.0.1 is in use; set operation.http.port ..."; kFixConfig for an address that is not ours.
   static Result<std::unique_ptr<HttpServer>> start(HttpOptions options, std::function<void(Command)> on_command);
   ~HttpServer();

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <jpeglib.h>
+#include <png.h>
 
 #include "common/file.h"
 #include "data_loader/dataset/parallel.h"
@@ -42,11 +43,56 @@ std::string encode_jpeg(const std::vector<uint8_t>& rgb, int size) {
   return bytes;
 }
 
+Result<std::string> encode_png(const std::vector<uint8_t>& grey, int size) {
+  png_image png{};
+  png.version = PNG_IMAGE_VERSION;
+  png.width = png.height = png_uint_32(size);
+  png.format = PNG_FORMAT_GRAY;
+  std::string bytes(PNG_IMAGE_PNG_SIZE_MAX(png), 0);
+  png_alloc_size_t length = bytes.size();
+  if (!png_image_write_to_memory(&png, bytes.data(), &length, 0, grey.data(), 0, nullptr))
+    return fail(ErrorCode::kInternal, std::string("[data_loader] libpng cannot write a mask: ") + png.message);
+  bytes.resize(length);
+  return bytes;
+}
+
 template <typename... Args>
 std::string format(const char* text, Args... args) {
   char buffer[160];
   std::snprintf(buffer, sizeof buffer, text, args...);
   return buffer;
+}
+
+std::vector<uint8_t> picture_of(const scenes::Scene& scene, int size) {
+  std::vector<uint8_t> rgb(size_t(size) * size_t(size) * 3);
+  scenes::render(scene, size, rgb.data());
+  return rgb;
+}
+
+std::vector<uint8_t> mask_of(const scenes::Scene& scene, int size) {
+  std::vector<uint8_t> grey(size_t(size) * size_t(size));
+  scenes::render_objects(scene, size, grey.data());
+  for (uint8_t& pixel : grey) pixel = pixel == scenes::kNoObject ? 0 : uint8_t(255 - 16 * pixel);
+  return grey;
+}
+
+std::string json_of(const scenes::Scene& scene) {
+  return format("{\"class\":%d,\"class_name\":\"%s\",\"count\":%d,\"distance\":%.4f}", scene.label, scenes::kShapeNames[size_t(scene.label)], int(scene.objects.size()), scene.distance);
+}
+
+// The members of one sample.
+Status append_sample(std::string* tar, const ScenesOptions& options, int64_t index) {
+  const std::string key = format("%08lld", static_cast<long long>(index));
+  const scenes::Scene scene = scenes::draw_scene(options.seed, uint64_t(index));
+  if (options.pictures == ScenePictures::kMasks) {
+    TESSERA_ASSIGN(const std::string png, encode_png(mask_of(scene, options.size), options.size));
+    append_tar_member(tar, key + ".png", png);
+  } else {
+    append_tar_member(tar, key + ".jpg", encode_jpeg(picture_of(scene, options.size), options.size));
+  }
+  append_tar_member(tar, key + ".cls", std::to_string(scene.label));
+  append_tar_member(tar, key + ".json", json_of(scene));
+  return {};
 }
 
 Status check(const std::string& folder, const ScenesOptions& options) {
@@ -62,13 +108,10 @@ Status check(const std::string& folder, const ScenesOptions& options) {
 
 ScenePicture make_scene_picture(uint64_t seed, uint64_t index, int size) {
   const scenes::Scene scene = scenes::draw_scene(seed, index);
-  ScenePicture out;
-  out.rgb.resize(size_t(size) * size_t(size) * 3);
-  scenes::render(scene, size, out.rgb.data());
-  out.label = scene.label;
-  out.json = format("{\"class\":%d,\"class_name\":\"%s\",\"count\":%d,\"distance\":%.4f}", scene.label, scenes::kShapeNames[size_t(scene.label)], int(scene.objects.size()), scene.distance);
-  return out;
+  return {picture_of(scene, size), json_of(scene), scene.label};
 }
+
+std::vector<uint8_t> make_scene_mask(uint64_t seed, uint64_t index, int size) { return mask_of(scenes::draw_scene(seed, index), size); }
 
 Result<ScenesWritten> make_scenes(const std::string& folder, const ScenesOptions& options) {
   TESSERA_TRY(check(folder, options));
@@ -79,14 +122,7 @@ Result<ScenesWritten> make_scenes(const std::string& folder, const ScenesOptions
   for (int64_t first = 0; first < options.count; first += options.shard_size, ++written.shards) {
     const int64_t count = std::min(options.shard_size, options.count - first);
     std::vector<std::string> parts(static_cast<size_t>(count));
-    TESSERA_TRY(parallel_for(count, options.threads, [&](int64_t i) -> Status {
-      const ScenePicture picture = make_scene_picture(options.seed, uint64_t(first + i), options.size);
-      const std::string key = format("%08lld", static_cast<long long>(first + i));
-      append_tar_member(&parts[size_t(i)], key + ".jpg", encode_jpeg(picture.rgb, options.size));
-      append_tar_member(&parts[size_t(i)], key + ".cls", std::to_string(picture.label));
-      append_tar_member(&parts[size_t(i)], key + ".json", picture.json);
-      return {};
-    }));
+    TESSERA_TRY(parallel_for(count, options.threads, [&](int64_t i) { return append_sample(&parts[size_t(i)], options, first + i); }));
     std::string shard;
     for (const std::string& part : parts) shard += part;
     finish_tar(&shard);

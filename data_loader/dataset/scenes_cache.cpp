@@ -14,7 +14,7 @@
 namespace tessera::data {
 namespace {
 
-constexpr const char* kPrefix = "scenes:";
+constexpr std::string_view kImages = "scenes", kMasks = "scene-masks";
 constexpr int kScenesVersion = 2;  // raised when pictures change, so that an old cache is not taken for a new one
 
 bool take_number(std::string_view* text, int64_t* value) {
@@ -26,11 +26,15 @@ bool take_number(std::string_view* text, int64_t* value) {
 
 }  // namespace
 
-bool is_scenes_path(const std::string& data_path) { return data_path.starts_with(kPrefix); }
+bool is_scenes_path(const std::string& data_path) {
+  const std::string_view kind = std::string_view(data_path).substr(0, data_path.find(':'));
+  return kind.size() < data_path.size() && (kind == kImages || kind == kMasks);
+}
 
 Result<ScenesOptions> parse_scenes_path(const std::string& data_path) {
   const auto refused = [&] { return fail(ErrorCode::kFixConfig, "[data_loader] '" + data_path + "' is no procedural dataset; scenes:N[:SIZE[:SEED]] is expected, such as scenes:10000 or scenes:10000:64:0"); };
-  std::string_view rest = std::string_view(data_path).substr(std::strlen(kPrefix));
+  const std::string_view kind = std::string_view(data_path).substr(0, data_path.find(':'));
+  std::string_view rest = std::string_view(data_path).substr(std::min(kind.size() + 1, data_path.size()));
   int64_t values[3] = {0, 64, 0};
   for (int i = 0; i < 3; ++i) {
     if (!take_number(&rest, &values[i])) return refused();
@@ -40,6 +44,7 @@ Result<ScenesOptions> parse_scenes_path(const std::string& data_path) {
   }
   if (values[0] < 1 || values[0] > 100'000'000 || values[1] < 16 || values[1] > 1024) return refused();
   ScenesOptions out;
+  out.pictures = kind == kMasks ? ScenePictures::kMasks : ScenePictures::kImages;
   out.count = values[0], out.size = int(values[1]), out.seed = uint64_t(values[2]);
   return out;
 }
@@ -55,7 +60,7 @@ Result<std::string> ensure_scenes(const std::string& data_path, int threads) {
   TESSERA_ASSIGN(ScenesOptions options, parse_scenes_path(data_path));
   options.threads = threads;
   const std::string cache = cache_folder();
-  const std::string folder = cache + "/scenes-" + std::to_string(options.count) + "-" + std::to_string(options.size) + "-" + std::to_string(options.seed) + "-v" + std::to_string(kScenesVersion);
+  const std::string folder = cache + "/" + std::string(options.pictures == ScenePictures::kMasks ? kMasks : kImages) + "-" + std::to_string(options.count) + "-" + std::to_string(options.size) + "-" + std::to_string(options.seed) + "-v" + std::to_string(kScenesVersion);
   std::error_code error;
   if (std::filesystem::exists(folder, error)) return folder;
   TESSERA_TRY(make_folders(cache));

@@ -116,10 +116,15 @@ Result<nlohmann::json> repack_command(const OpenOptions& open, const std::string
   return json;
 }
 
-Result<nlohmann::json> make_scenes_command(const std::string& folder, const ScenesOptions& options, const OpenOptions& open) {
+Result<nlohmann::json> make_scenes_command(const std::string& folder, const std::string& masks, const ScenesOptions& options, const OpenOptions& open) {
   const double start = monotonic_seconds();
   TESSERA_TRY(make_scenes(folder, options));
   const double seconds = monotonic_seconds() - start;
+  if (!masks.empty()) {
+    ScenesOptions same = options;
+    same.pictures = ScenePictures::kMasks;
+    TESSERA_TRY(make_scenes(masks, same));
+  }
   OpenOptions made = open;
   made.data_path = folder;
   TESSERA_ASSIGN(nlohmann::json out, index_command(made));

@@ -20,7 +20,7 @@ Result<nlohmann::json> verify_command(const OpenOptions& options);
 // Writes the dataset again in shards that decode faster: see dataset/repack.h. Adds packed, kept, original_bytes, stored_bytes, size_ratio,
 // shards_resumed, seconds.
 Result<nlohmann::json> repack_command(const OpenOptions& open, const std::string& out);
-// Writes the procedural dataset and indexes it.
-Result<nlohmann::json> make_scenes_command(const std::string& folder, const ScenesOptions& options, const OpenOptions& open);
+// Writes the procedural dataset and indexes it. masks: a folder for the masks of the same samples; empty: none.
+Result<nlohmann::json> make_scenes_command(const std::string& folder, const std::string& masks, const ScenesOptions& options, const OpenOptions& open);
 
 }  // namespace tessera::data

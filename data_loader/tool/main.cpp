@@ -63,6 +63,8 @@ int main(int argc, char** argv) {
   repack->add_option("--out", folder, "Folder to write, new or empty; an interrupted repack to it goes on")->required();
   data::ScenesOptions options;
   scenes->add_option("--out", folder, "Folder to write, new or empty")->required();
+  std::string masks;
+  scenes->add_option("--masks", masks, "Folder for masks of the same samples, new or empty: which object covers each pixel");
   scenes->add_option("--count", options.count, "Images")->required();
   scenes->add_option("--size", options.size, "Side in pixels");
   scenes->add_option("--seed", options.seed, "Seed");
@@ -99,5 +101,5 @@ int main(int argc, char** argv) {
   if (*inspect) return report(data::inspect_command(open), json, false);
   if (*repack) return report(data::repack_command(open, folder), json, false);
   if (*verify) return report(data::verify_command(open), json, true);
-  return report(data::make_scenes_command(folder, options, open), json, false);
+  return report(data::make_scenes_command(folder, masks, options, open), json, false);
 }

@@ -31,7 +31,7 @@ std::optional<Target> split_url(const std::string& url) {
 // One request as a chain of callbacks: Beast's deadlines exist for asynchronous calls only.
 class Exchange {
  public:
-  Exchange(Target target, http::request<http::empty_body> request, std::chrono::milliseconds timeout)
+  Exchange(Target target, http::request<http::string_body> request, std::chrono::milliseconds timeout)
       : target_(std::move(target)), request_(std::move(request)), timeout_(timeout) {
     parser_.body_limit(64u << 20);
   }
@@ -68,7 +68,7 @@ class Exchange {
   }
 
   Target target_;
-  http::request<http::empty_body> request_;
+  http::request<http::string_body> request_;
   std::chrono::milliseconds timeout_;
   asio::io_context io_;
   asio::ip::tcp::resolver resolver_{io_};
@@ -79,15 +79,16 @@ class Exchange {
   std::string error_;
 };
 
-Result<HttpReply> call(http::verb verb, const std::string& url, const std::string& token, std::chrono::milliseconds timeout) {
+Result<HttpReply> call(http::verb verb, const std::string& url, const std::string& token, const std::string& body, std::chrono::milliseconds timeout) {
   auto target = split_url(url);
   if (!target) return fail(ErrorCode::kUsage, "'" + url + "' is no address of a run; write it as http://HOST:PORT");
-  http::request<http::empty_body> request{verb, target->path, 11};
+  http::request<http::string_body> request{verb, target->path, 11};
   request.set(http::field::host, target->host + ":" + target->port);
   request.set(http::field::user_agent, "tessera");
   request.set(http::field::connection, "close");
   if (!token.empty()) request.set(http::field::authorization, "Bearer " + token);
-  if (verb == http::verb::post) request.set(http::field::content_length, "0");
+  request.body() = body;
+  if (verb == http::verb::post) request.prepare_payload();
   try {
     return Exchange(*target, std::move(request), timeout).run();
   } catch (const std::exception& e) {
@@ -104,9 +105,9 @@ std::string problem_of(const HttpReply& reply) {
 
 }  // namespace
 
-Result<HttpReply> http_get(const std::string& url, std::chrono::milliseconds timeout) { return call(http::verb::get, url, "", timeout); }
-Result<HttpReply> http_post(const std::string& url, const std::string& token, std::chrono::milliseconds timeout) {
-  return call(http::verb::post, url, token, timeout);
+Result<HttpReply> http_get(const std::string& url, std::chrono::milliseconds timeout) { return call(http::verb::get, url, "", "", timeout); }
+Result<HttpReply> http_post(const std::string& url, const std::string& token, const std::string& body, std::chrono::milliseconds timeout) {
+  return call(http::verb::post, url, token, body, timeout);
 }
 
 Result<Json> get_json(const std::string& url, std::chrono::milliseconds timeout) {
@@ -117,8 +118,8 @@ Result<Json> get_json(const std::string& url, std::chrono::milliseconds timeout)
   return document;
 }
 
-Status post(const std::string& url, const std::string& token, std::chrono::milliseconds timeout) {
-  TESSERA_ASSIGN(const HttpReply reply, http_post(url, token, timeout));
+Status post(const std::string& url, const std::string& token, const std::string& body, std::chrono::milliseconds timeout) {
+  TESSERA_ASSIGN(const HttpReply reply, http_post(url, token, body, timeout));
   if (reply.status == 401 || reply.status == 403)
     return fail(ErrorCode::kRefused, url + " does not accept the token; it stands in address.json of the run's folder (--token)", exit_codes::kRefused);
   if (reply.status / 100 != 2) return fail(ErrorCode::kUnavailable, url + " answers " + problem_of(reply));

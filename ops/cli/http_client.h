@@ -17,12 +17,12 @@ struct HttpReply {
 // url: "http://host:port/path?query". Errors: kUsage (not such a URL), kUnavailable (no connection, no answer in time, or
 // an answer above 64 MiB), naming host and cause.
 Result<HttpReply> http_get(const std::string& url, std::chrono::milliseconds timeout);
-// Empty body, with the bearer token.
-Result<HttpReply> http_post(const std::string& url, const std::string& token, std::chrono::milliseconds timeout);
+// With the bearer token. body: JSON, or empty.
+Result<HttpReply> http_post(const std::string& url, const std::string& token, const std::string& body, std::chrono::milliseconds timeout);
 
 // GET and parse. Also kUnavailable when the answer is no JSON or a problem document, with its title and detail.
 Result<Json> get_json(const std::string& url, std::chrono::milliseconds timeout = std::chrono::seconds(5));
 // POST. kRefused with exit code 77 when the token is not accepted.
-Status post(const std::string& url, const std::string& token, std::chrono::milliseconds timeout = std::chrono::seconds(5));
+Status post(const std::string& url, const std::string& token, const std::string& body = "", std::chrono::milliseconds timeout = std::chrono::seconds(5));
 
 }  // namespace tessera::cli

@@ -1,7 +1,9 @@
 #include "ops/cli/online_evaluation.h"
 
 #include <filesystem>
+#include <fstream>
 #include <poll.h>
+#include <thread>
 
 #include "common/clock.h"
 #include "common/file.h"
@@ -13,13 +15,23 @@ namespace tessera::cli {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+// nice weighs a process against its own session only where the kernel groups by sessions (kernel.sched_autogroup_enabled): there the session gets
+// the lowest weight too when trainers want all cores.
+constexpr const char* kLowest = R"(echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 "$@")";
+constexpr const char* kLow = R"(exec nice -n 19 "$@")";
+
+}  // namespace
+
 OnlineEvaluation::OnlineEvaluation(const OperationConfig& operation, std::string run_dir, std::string data)
     : every_(operation.evaluate.every_steps),
       train_images_(std::to_string(operation.evaluate.train_images)),
       test_images_(std::to_string(operation.evaluate.test_images)),
       run_dir_(std::move(run_dir)),
       data_(std::move(data)),
-      test_data_(operation.evaluate.test_data) {
+      test_data_(operation.evaluate.test_data),
+      cores_taken_(operation.workers * operation.compute_threads >= int64_t(std::thread::hardware_concurrency())) {
   if (every_ == 0) return;
   if (const CheckpointInfo newest = newest_checkpoint(run_dir_); newest.ok) last_ = newest.step;  // of an earlier start
 }
@@ -30,21 +42,22 @@ OnlineEvaluation::~OnlineEvaluation() {
   fs::remove_all(run_dir_ + "/evaluation/.at-work", ignored);
 }
 
-std::vector<std::string> OnlineEvaluation::tick() {
-  std::vector<std::string> said;
-  if (every_ == 0) return said;
+std::vector<ProbeNews> OnlineEvaluation::tick() {
+  std::vector<ProbeNews> news;
+  if (every_ == 0) return news;
   ChildExit exit;
-  if (child_ && child_->poll_exit(&exit)) said.push_back(ended(exit));
+  if (child_ && child_->poll_exit(&exit)) news = ended(exit);
   if (!child_)
-    if (const std::string checkpoint = due(); !checkpoint.empty()) start(checkpoint, said);
-  return said;
+    if (const std::string checkpoint = due(); !checkpoint.empty()) start(checkpoint, news);
+  return news;
 }
 
-std::vector<std::string> OnlineEvaluation::finish(Millis at_most_ms) {
+std::vector<ProbeNews> OnlineEvaluation::finish(Millis at_most_ms) {
   const Millis deadline = monotonic_ms() + at_most_ms;
+  if (child_) std::ofstream("/proc/" + std::to_string(child_->pid()) + "/autogroup") << 0 << std::flush;  // nothing trains any more
   ChildExit exit;
   while (child_ && monotonic_ms() < deadline) {
-    if (child_->poll_exit(&exit)) return {ended(exit)};
+    if (child_->poll_exit(&exit)) return ended(exit);
     pollfd wait{child_->descriptor(), POLLIN, 0};
     poll(&wait, 1, 500);
   }
@@ -65,7 +78,7 @@ std::string OnlineEvaluation::due() const {
 }
 
 // The checkpoint may be retired while it is read, so it is linked to a place of its own first.
-void OnlineEvaluation::start(const std::string& checkpoint, std::vector<std::string>& said) {
+void OnlineEvaluation::start(const std::string& checkpoint, std::vector<ProbeNews>& news) {
   const CheckpointInfo info = inspect_checkpoint(checkpoint, Depth::kManifest);
   last_ = step_ = info.step;
   const std::string place = run_dir_ + "/evaluation/.at-work";
@@ -74,25 +87,25 @@ void OnlineEvaluation::start(const std::string& checkpoint, std::vector<std::str
   fs::create_directories(run_dir_ + "/evaluation", error);
   fs::copy(checkpoint, place, fs::copy_options::recursive | fs::copy_options::create_hard_links, error);
   const auto program = helper_path("tessera-model");
-  if (error || !program) return said.push_back("no probe of step " + std::to_string(step_) + ": " + (program ? error.message() : program.error().message));
+  if (error || !program) return news.push_back({"warning", "no probe of step " + std::to_string(step_) + ": " + (program ? error.message() : program.error().message)});
   SpawnOptions options;
-  options.command = {"/usr/bin/nice", "-n", "19", *program, "evaluate", "linear", place, "--data", data_, "--train-images", train_images_, "--test-images", test_images_, "--no-baselines", "--knn", "20", "--threads", "1",
+  options.command = {"/bin/sh", "-c", cores_taken_ ? kLowest : kLow, "probe", *program, "evaluate", "linear", place, "--data", data_, "--train-images", train_images_, "--test-images", test_images_, "--no-baselines", "--knn", "20", "--threads", "1",
                      "--out", run_dir_ + "/evaluation/online-step-" + std::to_string(step_) + ".json"};
   if (!test_data_.empty()) options.command.insert(options.command.end(), {"--test-data", test_data_});
   options.output_file = run_dir_ + "/logs/evaluation.out";
   options.own_session = true;
   options.set_env["OMP_WAIT_POLICY"] = "passive";
   auto child = Child::spawn(options);
-  if (!child) return said.push_back("no probe of step " + std::to_string(step_) + ": " + child.error().message);
+  if (!child) return news.push_back({"warning", "no probe of step " + std::to_string(step_) + ": " + child.error().message});
   child_ = std::move(*child);
 }
 
-std::string OnlineEvaluation::ended(const ChildExit& exit) {
+std::vector<ProbeNews> OnlineEvaluation::ended(const ChildExit& exit) {
   child_.reset();
   const std::string what = "probe at step " + std::to_string(step_);
   const auto text = read_file(run_dir_ + "/evaluation/online-step-" + std::to_string(step_) + ".json");
   const Json document = text ? Json::parse(*text, nullptr, false) : Json();
-  if (exit.exit_code != 0 || !document.is_object()) return what + " failed (" + exit.cause + "); the run goes on. Its last lines:\n" + last_lines(run_dir_ + "/logs/evaluation.out", 3);
+  if (exit.exit_code != 0 || !document.is_object()) return {{"warning", what + " failed (" + exit.cause + "); the run goes on. Its last lines:\n" + last_lines(run_dir_ + "/logs/evaluation.out", 3)}};
   std::string out;
   for (const auto& [label, probe] : document["probes"].items()) {
     char value[120];
@@ -101,8 +114,13 @@ std::string OnlineEvaluation::ended(const ChildExit& exit) {
   }
   const Json& monitors = document["monitors"];
   char rank[48];
-  std::snprintf(rank, sizeof rank, "; effective rank %.1f", monitors["effective_rank"].get<double>());
-  return what + ": " + out + rank + (monitors["collapsed"].get<bool>() ? ": the features of all images are all but the same, the run has collapsed" : "");
+  std::snprintf(rank, sizeof rank, "effective rank %.1f", monitors["effective_rank"].get<double>());
+  std::vector<ProbeNews> news{{"info", what + ": " + out + "; " + rank}};
+  const bool collapsed = monitors["collapsed"].get<bool>();
+  if (collapsed && !collapsed_)
+    news.push_back({"warning", what + ": the features of all images are all but the same (" + rank + "), the run has collapsed; raise optimizer.ema, lower the learning rate or lengthen the warm-up"});
+  collapsed_ = collapsed;
+  return news;
 }
 
 }  // namespace tessera::cli

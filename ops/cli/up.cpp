@@ -22,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr int kPollMs = 250;
+constexpr size_t kNoteBytes = 900;  // the coordinator takes 1000 characters
 constexpr Millis kPlainLineMs = 2000, kSilentMs = 10000, kProbeMs = 600000;
 
 // A run that was chosen and checked, ready to start.
@@ -99,7 +100,7 @@ class Watch {
     while (!cluster_.ended()) {
       cluster_.wait(kPollMs);
       for (const std::string& line : cluster_.take_news()) say("  " + line);
-      for (const std::string& line : evaluation_.tick()) say("  " + line);
+      for (const ProbeNews& news : evaluation_.tick()) tell(news);
       if (cluster_.ended()) break;
       follow_signals();
       if (!killed_) show();
@@ -109,6 +110,13 @@ class Watch {
   bool killed() const { return killed_; }
 
  private:
+  // Into the run's events, from where warnings come back to show_events(); what the coordinator does not take is said here.
+  void tell(const ProbeNews& news) {
+    const Json note{{"severity", news.severity}, {"text", news.text.substr(0, kNoteBytes)}};
+    const bool told = !killed_ && post(address_.http + "/api/v1/note", address_.token, note.dump(-1, ' ', false, Json::error_handler_t::replace), std::chrono::seconds(2)).has_value();
+    if (!told || std::string(news.severity) == "info") say("  " + news.text);
+  }
+
   void follow_signals() {
     const int count = signals_.count() - first_signals_;
     if (count >= 2 && !killed_) {
@@ -215,9 +223,9 @@ Result<int> run(const UpOptions& options, SignalWatch& signals) {
   if (!cluster->end().reason.empty()) say("tessera: " + cluster->end().reason);
   const double seconds = monotonic_seconds() - started;
   Json summary = summarise(plan.start.run_id, plan.start.run_dir, watch.last_status(), seconds, nullptr);
-  for (const std::string& line : evaluation.tick()) say("  " + line);
+  for (const ProbeNews& news : evaluation.tick()) say("  " + news.text);
   if (code == exit_codes::kDone)
-    for (const std::string& line : evaluation.finish(kProbeMs)) say("  " + line);
+    for (const ProbeNews& news : evaluation.finish(kProbeMs)) say("  " + news.text);
   const bool complete = code == exit_codes::kDone && int64_t(number_at(summary, "/step")) >= plan.total_steps;
   if (complete && operation.evaluate.at_end == "linear") summary["evaluation"] = evaluate_at_end(plan, signals);
   print_summary(summary, options.format);

@@ -1,9 +1,14 @@
 """What a user sees at the end of `tessera up`: the probe with its baselines, and the picture of masks."""
 import json
+import re
+import signal
 import subprocess
 import unittest
 
-from cluster import WorldTest, program
+from cluster import WorldTest, program, wait_for
+
+SMALL_PROBE = ["operation.evaluate.train_images=100", "operation.evaluate.test_images=50"]
+COLLAPSES = ("the target features collapse", "the run has collapsed")  # of the ledger; of the online evaluation
 
 
 class Evaluation(WorldTest):
@@ -19,9 +24,11 @@ class Evaluation(WorldTest):
         self.assertTrue(picture.startswith(b"\x89PNG"))
 
     def test_online_probes_leave_the_bits_alone(self):
-        sets = ["function.steps=30", "function.warmup_steps=1", "operation.checkpoint.every_steps=10", "operation.evaluate.train_images=100", "operation.evaluate.test_images=50"]
+        sets = ["function.steps=30", "function.warmup_steps=1", "operation.checkpoint.every_steps=10", *SMALL_PROBE]
         probed = self.up("--workers", "2", sets=[*sets, "operation.evaluate.every_steps=10"], name="probed")
         with_probes = probed.finish()
+        for word in COLLAPSES:
+            self.assertNotIn(word, probed.stderr() + (probed.run_dir / "events.jsonl").read_text())
         found = sorted((probed.run_dir / "evaluation").glob("online-step-*.json"))
         self.assertTrue(found, probed.stderr())
         document = json.loads(found[-1].read_text())
@@ -33,10 +40,22 @@ class Evaluation(WorldTest):
         self.assertEqual(with_probes["state_digest"], self.run_once("--workers", "2", sets=sets, name="alone")["state_digest"])
 
     def test_a_provoked_collapse_is_said(self):
-        """A target that follows at once and a rate ten times too high."""
-        up = self.up("--workers", "1", sets=["function.steps=300", "function.warmup_steps=10", "function.optimizer.ema=[0.5,0.5]", "function.optimizer.lr=1.0e-2"], name="collapse")
-        up.finish()
-        self.assertIn("the target features collapse", up.stderr())
+        """A target that follows at once and a rate ten times too high: the ledger's rank and the probe beside the run both raise an alert while it runs."""
+        up = self.up("--workers", "1", name="collapse", sets=["function.steps=100000", "function.warmup_steps=10", "function.optimizer.ema=[0,0]", "function.optimizer.lr=1.0e-2",
+                                                              "operation.checkpoint.every_steps=40", "operation.evaluate.every_steps=40", *SMALL_PROBE])
+        def alerts():
+            self.assertIsNone(up.process.poll(), up.stderr())
+            found = {alert["reason"] for alert in (up.status_or_none() or {}).get("alerts", [])}
+            return {word: reason for word in COLLAPSES for reason in found if word in reason}
+        wait_for(lambda: len(alerts()) == 2, "alerts of the ledger and of the probe")
+        step = int(re.search(r"probe at step (\d+)", alerts()[COLLAPSES[1]])[1])
+        document = json.loads((up.run_dir / "evaluation" / f"online-step-{step}.json").read_text())
+        self.assertTrue(document["monitors"]["collapsed"], document)
+        up.process.send_signal(signal.SIGINT)
+        up.finish(expect=75)
+        for word in COLLAPSES:
+            self.assertEqual(up.stderr().count(word), 1, "once, and not at every step or probe")
+            self.assertIn(word, (up.run_dir / "events.jsonl").read_text())
 
     def test_sentences_for_bad_input(self):
         for words, code, needle in ((["linear", "no-such-model", "--data", "scenes:40:64"], 65, "no-such-model"), (["linaer", "x", "--data", "y"], 64, "linaer")):

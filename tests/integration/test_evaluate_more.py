@@ -182,10 +182,42 @@ class Evaluation(WorldTest):
         self.assertEqual(sorted(result["baselines"]), ["majority", "pixels", "random_init"])
         self.assertGreater(result["value"], result["baselines"]["majority"] + 0.1)
         self.assertGreater(result["mean_iou"], 0.6)
+        self.assertIn("--test-data", tessera(*words, "--test-data", str(images), expect=64))
+        dark = pathlib.Path(self.folder) / "dark"
+        dark.mkdir()
+        for i in range(90):
+            Image.new("L", (64, 64)).save(dark / f"{i:02}.png")
+        self.assertIn("one class only", tessera(*words[:-4], "--masks", str(dark), expect=65))
         (masks / "50.png").rename(masks / "50x.png")
         self.assertIn("50x", tessera(*words, expect=65))
         (masks / "50x.png").unlink()
         self.assertIn("one for each image", tessera(*words, expect=65))
+
+    def test_segment_of_scenes(self):
+        """The generator's masks need no --masks, and are those that `tessera data make-scenes --masks` writes."""
+        common = ["evaluate", "segment", self.run_dir, "--train-images", "100", "--test-images", "30"]
+        own = tessera(*common, "--data", "scenes:150:64", "--out", self.out("own.json"))
+        self.assertEqual((own["label"], own["classes"], own["metric"], own["settings"]["masks"]), ("object", 2, "accuracy", "scene-masks:150:64"))
+        self.assertGreater(own["value"], own["baselines"]["majority"] + 0.03)
+        made = tessera("data", "make-scenes", "--out", self.out("images"), "--masks", self.out("masks"), "--count", "150")
+        self.assertEqual(made["samples"], 150)
+        named = tessera(*common, "--data", self.out("images"), "--masks", self.out("masks"), "--out", self.out("named.json"))
+        self.assertEqual(named["probes"], own["probes"])
+        other = tessera(*common, "--data", "scenes:150:64", "--masks", "scene-masks:150:64:1", "--out", self.out("other.json"))
+        self.assertLess(other["value"], own["value"] - 0.02)
+        classes = tessera(*common, "--data", "scenes:150:64", "--label", "class", "--out", self.out("class.json"))
+        self.assertEqual((classes["label"], classes["classes"], classes["metric"]), ("class", 7, "mean_iou"))
+        self.assertEqual(classes["value"], classes["mean_iou"])
+        for name, score in classes["scores"].items():
+            self.assertTrue(0 < score["mean_iou"] < score["accuracy"] < 1, name)
+            self.assertTrue(0 < score["mean_iou_standard_error"] < 0.1 and 0 < score["accuracy_standard_error"] < 0.1, name)
+        self.assertAlmostEqual(classes["baselines"]["majority"], classes["scores"]["majority"]["accuracy"] / 7, 2)  # ground everywhere
+        larger = tessera(*common, "--data", "scenes:150:96", "--out", self.out("larger.json"))  # images and masks scaled alike
+        self.assertGreater(larger["value"], larger["baselines"]["majority"] + 0.03)
+        self.assertIn("at least 10", tessera(*common, "--data", "scenes:20:64", expect=65))
+        self.assertIn("whole number", tessera(*common, "--data", "scenes:150:64", "--label", "distance", expect=65))
+        self.assertIn("no label colour", tessera(*common, "--data", "scenes:150:64", "--label", "colour", expect=65))
+        self.assertIn("--masks", tessera(*common, "--data", self.out("images"), expect=64))
 
     def test_predictor_pictures(self):
         """A decoder of seconds: files, repeatability, the words for what cannot be."""
@@ -225,6 +257,10 @@ class Evaluation(WorldTest):
         self.assertEqual(result["settings"]["images"], 110)
         tessera("visualize", "predictor", self.run_dir, "--data", str(plain), "--steps", "1", "--pairs", "100", "--rows", "2", "--draws", "1", "--out", self.out("unlabelled-sheet"))
         self.assertIn("no labels", tessera("evaluate", "finetune", self.run_dir, "--data", str(plain), expect=65))
+        near = tessera("neighbours", self.run_dir, str(plain / "007.png"), "--data", str(plain), "--k", "3", "--out", self.out("near.png"))
+        self.assertAlmostEqual(near["neighbours"][0]["similarity"], 1, 4)
+        for protocol, count in (("linear", "scenes:120:80"), ("knn", "scenes:120:48")):
+            self.fields(tessera("evaluate", protocol, self.run_dir, "--data", count, "--no-baselines", *(["--k", "5"] if protocol == "knn" else []), "--out", self.out("sized.json")), baselines=False)
 
     def test_knn_and_linear_against_numpy_and_scikit_learn(self):
         train_data, test_data = "scenes:400:64", "scenes:300:64"  # the same first scenes: only the arithmetic matters here
@@ -401,8 +437,7 @@ class Evaluation(WorldTest):
                 message = tessera(*words, expect=code, threads=words[:2] != ["evaluate", "nonsense"])
                 self.assertIn(needle, message)
                 self.assertEqual(len([line for line in message.splitlines() if line.startswith("tessera ")]), 1, message)
-        for words, needle in ((["linear", self.run_dir, *data, "--solver", "adam"], "--solver"), (["segment", self.run_dir, *data], "--masks")):
-            self.assertIn(needle, tessera("evaluate", *words, expect=64))
+        self.assertIn("--solver", tessera("evaluate", "linear", self.run_dir, *data, "--solver", "adam", expect=64))
         self.assertIn("no run", tessera("evaluate", "report", self.folder, expect=65, threads=False))
 
 

@@ -26,8 +26,8 @@ class Web(WorldTest):
         up.wait_step(40)
         return up, up.address()
 
-    def get(self, url, expect=200, method="GET", headers=None):
-        request = urllib.request.Request(url, method=method, headers=headers or {})
+    def get(self, url, expect=200, method="GET", headers=None, data=None):
+        request = urllib.request.Request(url, method=method, headers=headers or {}, data=data)
         try:
             with urllib.request.urlopen(request, timeout=10) as reply:
                 status, body, kind = reply.status, reply.read(), reply.headers["Content-Type"]
@@ -89,6 +89,16 @@ class Web(WorldTest):
             self.assertRegex(line, r"^(# (HELP|TYPE) tessera_\w+ .+|tessera_\w+(\{[^}]*\})? \S+)$")
         self.get(url + "/api/v1/checkpoint", method="POST", headers={"Authorization": "Bearer " + address["token"]}, expect=202)
         wait_for(lambda: json.loads(self.get(url + "/api/v1/checkpoints")[0])["checkpoints"], "a checkpoint as asked")
+        key = {"Authorization": "Bearer " + address["token"]}
+        for severity, text in (("info", "all is well"), ("warning", "look <here>")):
+            self.get(url + "/api/v1/note", method="POST", headers=key, data=json.dumps({"severity": severity, "text": text}).encode(), expect=202)
+        alerts = wait_for(lambda: json.loads(self.get(url + "/api/v1/status")[0])["alerts"], "the warning among the alerts")
+        self.assertEqual([(alert["severity"], alert["reason"]) for alert in alerts], [("warning", "look <here>")])
+        said = [(event["severity"], event["text"]) for event in json.loads(self.get(f"{url}/api/v1/events?after={last}")[0])["events"]]
+        self.assertTrue({("info", "all is well"), ("warning", "look <here>")} <= set(said), said)
+        for bad in (b"", b"[1]", b'{"severity": "fatal", "text": "x"}', b'{"severity": "info", "text": ""}', b'{"severity": "info", "text": 3}', json.dumps({"severity": "info", "text": "x" * 1001}).encode()):
+            self.get(url + "/api/v1/note", method="POST", headers=key, data=bad, expect=400)
+        self.get(url + "/api/v1/note", method="POST", data=b'{"severity": "info", "text": "x"}', expect=401)
         self.stop(up)
 
     def test_errors_are_problem_documents_and_nothing_harms_the_run(self):

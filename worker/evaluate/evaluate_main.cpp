@@ -106,8 +106,8 @@ constexpr Protocol kProtocols[] = {
        add_finetune(app, a);
        app.add_option("--seeds", a.seeds, "several seeds a,b,c: the mean and its standard error over them")->delimiter(',');
      }},
-    {"segment", "object or background, read off single patches; masks are pictures", nullptr,
-     [](CLI::App& app, Arguments& a) { app.add_option("--masks", a.masks, "pictures with the images' names, bright where the object is; scenes have none")->required(); }},
+    {"segment", "object or background, or its class, read off single patches; masks are pictures", nullptr,
+     [](CLI::App& app, Arguments& a) { app.add_option("--masks", a.masks, "pictures with the images' names, bright where the object is; default for scenes: the generator's"); }},
     {"attentive", "a cross-attention block with a learned query over frozen patches", nullptr,
      [](CLI::App& app, Arguments& a) {
        app.add_option("--epochs", a.attentive.epochs, "over the training images")->check(CLI::Range(1, 10000));

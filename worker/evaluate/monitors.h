@@ -19,7 +19,7 @@ struct Spread {
 // rows_nd [n, d], n >= 2. Pure.
 Spread spread(const at::Tensor& rows_nd);
 nlohmann::ordered_json to_json(const Spread& spread);
-// Rows that are all but the same: effective rank below 2, or deviations below a thousandth of the rows' root mean square.
+// Rows that are all but the same: effective rank below 1.5, or cosines of 1 to six digits.
 bool collapsed(const Spread& spread);
 
 // The predictor's loss by where a block lies (thirds of the picture by its centre, row by row) and by its size.

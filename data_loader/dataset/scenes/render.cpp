@@ -35,23 +35,39 @@ class Caster {
   }
 
   Sample trace(double u, double v) const {
-    const Vec direction = normalized(scene_.camera.z + scene_.camera.x * (u * scene_.view) + scene_.camera.y * (v * scene_.view));
-    double t = std::numeric_limits<double>::infinity();
-    Hit best;
+    const Vec direction = direction_to(u, v);
+    const Meeting first = meet_first(direction);
+    const Vec point = scene_.eye + direction * first.t;
     Sample out;
-    for (size_t i = 0; i < bodies_.size(); ++i) {
-      Hit hit;
-      if (reach(bodies_[i], scene_.eye, direction, &hit) && hit.t < t) t = hit.t, best = hit, out.surface = int(i);
-    }
-    if (direction.y < 0 && -scene_.eye.y / direction.y < std::min(t, kGroundEnd)) t = -scene_.eye.y / direction.y, out.surface = kGround;
-    const Vec point = scene_.eye + direction * t;
+    out.surface = first.surface;
     if (out.surface == kSky) out.colour = sky(direction);
-    else if (out.surface == kGround) out.colour = ground(point, direction, t, &out.lit);
-    else out.colour = surface(scene_.objects[size_t(out.surface)], best, point, direction, t, &out.lit);
+    else if (out.surface == kGround) out.colour = ground(point, direction, first.t, &out.lit);
+    else out.colour = surface(scene_.objects[size_t(out.surface)], first.hit, point, direction, first.t, &out.lit);
     return out;
   }
 
+  // What trace() meets there, without its colour.
+  int surface_at(double u, double v) const { return meet_first(direction_to(u, v)).surface; }
+
  private:
+  struct Meeting {
+    double t = std::numeric_limits<double>::infinity();
+    Hit hit;  // of an object
+    int surface = kSky;
+  };
+
+  Vec direction_to(double u, double v) const { return normalized(scene_.camera.z + scene_.camera.x * (u * scene_.view) + scene_.camera.y * (v * scene_.view)); }
+
+  Meeting meet_first(Vec direction) const {
+    Meeting out;
+    for (size_t i = 0; i < bodies_.size(); ++i) {
+      Hit hit;
+      if (reach(bodies_[i], scene_.eye, direction, &hit) && hit.t < out.t) out.t = hit.t, out.hit = hit, out.surface = int(i);
+    }
+    if (direction.y < 0 && -scene_.eye.y / direction.y < std::min(out.t, kGroundEnd)) out.t = -scene_.eye.y / direction.y, out.surface = kGround;
+    return out;
+  }
+
   // In object space; t keeps the world's units because the direction is scaled along.
   static bool reach(const Body& body, Vec origin, Vec direction, Hit* hit) {
     const Vec from = origin - body.object->centre;
@@ -125,6 +141,13 @@ Step step_between(const Sample& a, const Sample& b) {
   return std::abs(d.x) + std::abs(d.y) + std::abs(d.z) > 0.3 ? Step::kContrast : Step::kNone;
 }
 
+// Calls use(pixel, u, v) with each pixel's centre on the screen.
+template <typename Use>
+void for_each_pixel(int size, const Use& use) {
+  for (int y = 0; y < size; ++y)
+    for (int x = 0; x < size; ++x) use(size_t(y) * size_t(size) + size_t(x), (2 * (x + 0.5)) / size - 1, 1 - (2 * (y + 0.5)) / size);
+}
+
 // The strongest step to a pixel's four neighbours.
 Step step_around(const std::vector<Sample>& centre, int size, int x, int y) {
   const size_t here = size_t(y) * size_t(size) + size_t(x);
@@ -142,8 +165,7 @@ void render(const Scene& scene, int size, uint8_t* rgb) {
   const Caster caster(scene, size);
   std::vector<Sample> centre(size_t(size) * size_t(size));
   const auto at = [&](double x, double y) { return caster.trace((2 * x) / size - 1, 1 - (2 * y) / size); };
-  for (int y = 0; y < size; ++y)
-    for (int x = 0; x < size; ++x) centre[size_t(y) * size_t(size) + size_t(x)] = at(x + 0.5, y + 0.5);
+  for_each_pixel(size, [&](size_t pixel, double u, double v) { centre[pixel] = caster.trace(u, v); });
   for (int y = 0; y < size; ++y) {
     for (int x = 0; x < size; ++x) {
       const size_t here = size_t(y) * size_t(size) + size_t(x);
@@ -156,6 +178,14 @@ void render(const Scene& scene, int size, uint8_t* rgb) {
       rgb[here * 3] = to_byte(colour.x), rgb[here * 3 + 1] = to_byte(colour.y), rgb[here * 3 + 2] = to_byte(colour.z);
     }
   }
+}
+
+void render_objects(const Scene& scene, int size, uint8_t* objects) {
+  const Caster caster(scene, size);
+  for_each_pixel(size, [&](size_t pixel, double u, double v) {
+    const int surface = caster.surface_at(u, v);
+    objects[pixel] = surface >= 0 ? uint8_t(surface) : kNoObject;
+  });
 }
 
 }  // namespace tessera::data::scenes

@@ -11,4 +11,9 @@ namespace tessera::data::scenes {
 // it, one more at strong contrast.
 void render(const Scene& scene, int size, uint8_t* rgb);
 
+// Which object covers each pixel: size x size bytes, rows from the top; the index into scene.objects that the ray through the pixel's
+// centre meets first, kNoObject where it meets ground or sky.
+inline constexpr uint8_t kNoObject = 255;
+void render_objects(const Scene& scene, int size, uint8_t* objects);
+
 }  // namespace tessera::data::scenes

@@ -223,5 +223,16 @@ TEST(Machine, APausedRunStaysPausedUntilItIsTold) {
   EXPECT_EQ(run.state.world.start_step, 3);
 }
 
+TEST(Machine, ANoteIsAnEventAndAWarningAnAlertToo) {
+  Group run(1);
+  run.feed(NoteCommand{"info", "probe at step 40"});
+  EXPECT_TRUE(run.state.alerts.empty());
+  run.feed(NoteCommand{"warning", "the run has collapsed"});
+  ASSERT_EQ(run.state.alerts.size(), 1u);
+  EXPECT_EQ(run.state.alerts[0].reason, "the run has collapsed");
+  ASSERT_FALSE(run.effects.empty());
+  EXPECT_EQ(std::get<LogEvent>(run.effects[0]).text, "the run has collapsed");
+}
+
 }  // namespace
 }  // namespace tessera::coordinator

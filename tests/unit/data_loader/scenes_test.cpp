@@ -6,9 +6,12 @@
 #include <thread>
 
 #include "common/hash.h"
+#include "data_loader/dataset/dataset.h"
+#include "data_loader/dataset/scenes/render.h"
 #include "data_loader/dataset/scenes/scene.h"
 #include "data_loader/dataset/scenes/shapes.h"
 #include "data_loader/dataset/scenes_cache.h"
+#include "data_loader/decode/decode.h"
 #include "tests/unit/data_loader/dataset_files.h"
 
 namespace tessera::data {
@@ -40,6 +43,66 @@ TEST(Scenes, PicturesAreTheOnesOfThisVersion) {
     hasher.add_string(picture.json);
   }
   EXPECT_EQ(to_hex(hasher.finish()), "a037a677b5de5dced0a6f01bb81cdacf");
+}
+
+// An object that is painted anew changes every pixel that the mask gives it, and none but those and their anti-aliased neighbours (and, rarely, one
+// where another object leaves less of it than a centre ray meets).
+TEST(Scenes, MasksSayWhichObjectCoversEachPixel) {
+  constexpr int kSize = 48;
+  int64_t covered = 0, seen_objects = 0, drawn_objects = 0, changed = 0, strayed = 0;
+  for (uint64_t i = 0; i < 40; ++i) {
+    const Scene scene = scenes::draw_scene(5, i);
+    const std::vector<uint8_t> mask = make_scene_mask(5, i, kSize);
+    std::vector<uint8_t> full(kSize * kSize * 3), other(full.size());
+    scenes::render(scene, kSize, full.data());
+    drawn_objects += int64_t(scene.objects.size());
+    for (size_t object = 0; object < scene.objects.size(); ++object) {
+      Scene painted = scene;
+      painted.objects[object].material.first = painted.objects[object].material.second = scenes::Vec{3, 0, 0};
+      painted.objects[object].material.grain = 0;
+      scenes::render(painted, kSize, other.data());
+      const auto is = [&](int y, int x) { return y >= 0 && x >= 0 && y < kSize && x < kSize && mask[size_t(y * kSize + x)] == 255 - 16 * object; };
+      int64_t own = 0;
+      for (int y = 0; y < kSize; ++y)
+        for (int x = 0; x < kSize; ++x) {
+          const size_t p = size_t(y * kSize + x);
+          own += is(y, x);
+          if (is(y, x)) changed += !std::equal(&full[p * 3], &full[p * 3 + 3], &other[p * 3]);
+          bool near = false;
+          for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx) near = near || is(y + dy, x + dx);
+          strayed += !near && !std::equal(&full[p * 3], &full[p * 3 + 3], &other[p * 3]);
+        }
+      covered += own, seen_objects += own > 0;
+    }
+  }
+  EXPECT_EQ(changed, covered) << "every pixel of an object shows its paint";
+  EXPECT_LT(strayed, covered / 1000);
+  EXPECT_GT(seen_objects, drawn_objects * 95 / 100);
+  EXPECT_GT(covered, 40 * kSize * kSize / 12);
+}
+
+// Masks as a dataset of their own: the keys and labels of the images, pictures that decode to the masks.
+TEST(Scenes, MasksAreShardsLikeTheImages) {
+  TemporaryFolder folder;
+  ::setenv("TESSERA_CACHE", (folder / "cache").c_str(), 1);
+  OpenOptions images, masks;
+  images.data_path = "scenes:7:32:9", masks.data_path = "scene-masks:7:32:9";
+  const auto a = open_dataset(images), b = open_dataset(masks);
+  ::unsetenv("TESSERA_CACHE");
+  ASSERT_TRUE(a && b);
+  ASSERT_EQ((*b)->manifest->sample_count(), 7);
+  for (SampleId id = 0; id < 7; ++id) EXPECT_EQ((*a)->manifest->key(id), (*b)->manifest->key(id));
+  EXPECT_NE((*a)->base, (*b)->base);
+  SampleReader reader(*b);
+  for (SampleId id = 0; id < 7; ++id) {
+    const auto bytes = reader.read(id);
+    ASSERT_TRUE(bytes);
+    const auto image = decode({reinterpret_cast<const uint8_t*>(bytes->data()), bytes->size()});
+    ASSERT_TRUE(image);
+    const std::vector<uint8_t> grey = make_scene_mask(9, uint64_t(id), 32);
+    for (size_t p = 0; p < grey.size(); ++p) ASSERT_EQ(image->rgb[p * 3 + 1], grey[p]) << id << " " << p;
+  }
 }
 
 TEST(Scenes, ClassesAreBalancedInEveryRunOfSix) {
@@ -149,6 +212,10 @@ TEST(Scenes, PathsAreRead) {
   EXPECT_EQ(full->size, 32);
   EXPECT_EQ(full->seed, 7u);
   EXPECT_EQ(parse_scenes_path("scenes:10000")->size, 64);
+  EXPECT_EQ(full->pictures, ScenePictures::kImages);
+  EXPECT_EQ(parse_scenes_path("scene-masks:200:32:7")->pictures, ScenePictures::kMasks);
+  EXPECT_TRUE(is_scenes_path("scene-masks:20"));
+  for (const char* other : {"scenes", "scene-masks", "scenes/x:20", "scene-maskss:20", "my-scenes:20"}) EXPECT_FALSE(is_scenes_path(other)) << other;
   for (const char* text : {"scenes:", "scenes:x", "scenes:10:", "scenes:10:4", "scenes:10:64:1:2", "scenes:-5", "scenes:0"}) {
     const auto parsed = parse_scenes_path(text);
     ASSERT_FALSE(parsed) << text;

@@ -75,12 +75,34 @@ TEST(Segment, a_patch_is_what_most_of_it_is) {
   masks.select(0, 0).narrow(0, 0, 2).narrow(1, 2, 2).fill_(255);  // top right
   masks[0][2].narrow(0, 0, 1).fill_(255);                         // a quarter of bottom left
   EXPECT_EQ(patch_labels(masks, 2), (std::vector<int64_t>{0, 1, 0, 0}));
+  masks[0][2].narrow(0, 2, 2).fill_(255), masks[0][3].narrow(0, 2, 1).fill_(175);  // three of four, one of them the grey of a scene's last object
+  EXPECT_EQ(patch_labels(masks, 2), (std::vector<int64_t>{0, 1, 0, 1}));
 }
 
 TEST(Segment, mean_iou_of_a_worked_example) {
   // Class 1: one in common of three; class 0: one of three.
-  EXPECT_DOUBLE_EQ(mean_iou({1, 1, 0, 0}, {1, 0, 1, 0}), 1.0 / 3);
-  EXPECT_DOUBLE_EQ(mean_iou({0, 0}, {0, 0}), 1);
+  EXPECT_DOUBLE_EQ(mean_iou({1, 1, 0, 0}, {1, 0, 1, 0}, 2), 1.0 / 3);
+  EXPECT_DOUBLE_EQ(mean_iou({0, 0}, {0, 0}, 2), 1);
+  // Three classes: one of two, one of three, none of one; a class that training never saw (-1) is right for nobody.
+  EXPECT_DOUBLE_EQ(mean_iou({0, 0, 1, 1, 1}, {0, 1, 1, -1, 2}, 3), (1.0 / 2 + 1.0 / 4 + 0) / 3);
+}
+
+TEST(Segment, error_of_the_mean_iou_over_images) {
+  // Four images of one patch, left out in turn.
+  const std::vector<int64_t> predicted{1, 1, 1, 0}, truth{1, 1, 0, 0};
+  const auto of = [](std::vector<int64_t> p, std::vector<int64_t> t) { return mean_iou(p, t, 2); };
+  const double without[] = {of({1, 1, 0}, {1, 0, 0}), of({1, 1, 0}, {1, 0, 0}), of({1, 1, 0}, {1, 1, 0}), of({1, 1, 1}, {1, 1, 0})};
+  double mean = 0, square = 0;
+  for (const double v : without) mean += v / 4;
+  for (const double v : without) square += (v - mean) * (v - mean);
+  const MeanError score = mean_iou_by_image(predicted, truth, 2, 4);
+  EXPECT_DOUBLE_EQ(score.mean, mean_iou(predicted, truth, 2));
+  EXPECT_NEAR(score.standard_error, std::sqrt(square * 3 / 4), 1e-12);
+}
+
+TEST(Segment, scenes_bring_their_masks_along) {
+  EXPECT_EQ(masks_of("scenes:100:64:3"), "scene-masks:100:64:3");
+  EXPECT_EQ(masks_of("photos"), "");
 }
 
 }  // namespace
