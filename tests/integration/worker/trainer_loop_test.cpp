@@ -158,6 +158,95 @@ TEST(TrainerLoop, TheSameBitsForAnyNumberOfRanksSparesToo) {
 
 TEST(TrainerLoop, LocalAndBroadcastTargetsAgree) { expect_reference(train_undisturbed(3, "  ema_distribution: local\n")); }
 
+// Passes everything on; what happens to the target's slices is the test's business.
+class Watched : public collective::Collective {
+ public:
+  Watched(std::unique_ptr<collective::Collective> inner, std::function<Status()> before_gather) : inner_(std::move(inner)), before_gather_(std::move(before_gather)) {}
+  Status exchange(const std::vector<collective::NodeBuffer>& nodes, int64_t n, float* result) override { return failed_ ? broken() : inner_->exchange(nodes, n, result); }
+  Status sum_floats(float* data, int64_t n) override { return failed_ ? broken() : inner_->sum_floats(data, n); }
+  Status sum_integers(int32_t* data, int64_t n) override { return failed_ ? broken() : inner_->sum_integers(data, n); }
+  Status all_gather(float* data, int64_t n) override {
+    if (const Status fine = before_gather_(); !fine) failed_ = true;
+    return failed_ ? broken() : inner_->all_gather(data, n);
+  }
+  Status broadcast(void* data, int64_t size_bytes, Rank root) override { return inner_->broadcast(data, size_bytes, root); }
+  void cancel() override { inner_->cancel(); }
+  void quiesce() override { inner_->quiesce(); }
+  Rank suspect() const override { return inner_->suspect(); }
+
+ private:
+  static Status broken() { return fail(ErrorCode::kRebuildWorld, "told to fail"); }
+  std::unique_ptr<collective::Collective> inner_;
+  std::function<Status()> before_gather_;
+  bool failed_ = false;
+};
+
+// The slices are held back until the next step has begun: it does begin, and nobody reads the target before it is whole.
+TEST(TrainerLoop, TheTargetArrivesWhileTheNextStepIsEvaluated) {
+  for (const int world : {2, 3}) {
+    Story run("  checkpoint: {every_steps: 3}\n");
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::map<size_t, Step> begun, gathered;
+    int late = 0;
+    run.launch(workers(world), [&](size_t i) {
+      TrainerOptions options;
+      options.at_point = [&, i](Point point, Step step) {
+        if (point != Point::kBegin) return;
+        std::lock_guard lock(mutex);
+        begun[i] = step;
+        changed.notify_all();
+      };
+      options.wrap_collective = [&, i](auto inner, const proto::WorldStart&, Rank) -> std::unique_ptr<collective::Collective> {
+        return std::make_unique<Watched>(std::move(inner), [&, i]() -> Status {
+          std::unique_lock lock(mutex);
+          const Step next = ++gathered[i];
+          // Behind the last step nothing begins, and a boundary with a snapshot waits for its target.
+          if (next == run.function.steps || next == 3) return {};
+          late += !changed.wait_for(lock, std::chrono::seconds(20), [&] { return begun[i] >= next; });
+          lock.unlock();
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that whoever does not wait reads what is not there
+          return {};
+        });
+      };
+      return options;
+    });
+    const auto start = run.coordinator->start_world(workers(world));
+    expect_reference(outcome_of(run, start.generation, size_t(world)));
+    EXPECT_EQ(late, 0) << "the next step waited for the target";
+    const auto read = checkpoint::read_checkpoint(run.coordinator->checkpoints[3], run.function);
+    ASSERT_TRUE(read) << read.error().message;
+    EXPECT_EQ(read->digest(), reference().ledger.at(3).state_digest) << "a snapshot has the whole target";
+  }
+}
+
+// Cut off amid the slices: each rank computes what it lacks, and holds the state that it would have had.
+TEST(TrainerLoop, ATargetCutOffInTheMiddleIsComputedByEveryRank) {
+  Story run;
+  run.launch(workers(3), [&](size_t i) {
+    TrainerOptions options;
+    if (i == 1)
+      options.wrap_collective = [&](std::unique_ptr<collective::Collective> inner, const proto::WorldStart& start, Rank) -> std::unique_ptr<collective::Collective> {
+        if (start.generation.number != 1) return inner;
+        return std::make_unique<Watched>(std::move(inner), [count = 0]() mutable -> Status { return ++count == 3 ? Status(fail(ErrorCode::kRebuildWorld, "cut off")) : Status{}; });
+      };
+    return options;
+  });
+  const auto start = run.coordinator->start_world(workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->faults.contains("node/1"); }));
+  run.coordinator->stop_world(start.generation, workers(3));
+  ASSERT_TRUE(run.coordinator->pump([&] { return run.coordinator->all_sealed(start.generation, 3); }));
+  for (const auto& [id, sealed] : run.coordinator->sealed[start.generation]) {
+    EXPECT_EQ(sealed.applied, 3) << id;
+    EXPECT_FALSE(sealed.prepared) << id;
+    EXPECT_EQ(to_hex(sealed.state_digest), to_hex(reference().ledger.at(3).state_digest)) << id;
+  }
+  proto::WorldStart next;
+  next.source = proto::StateSource::kPeer, next.start_step = 3, next.source_rank = 0;
+  next = run.coordinator->start_world(workers(3), next);
+  expect_reference(outcome_of(run, next.generation, 3));
+}
+
 // Integers: any ranges of tiles give the same bits, over a checkpoint and a joiner too; and it trains as the tree does.
 constexpr const char* kFixed = "  reduction: fixed32\n";
 
