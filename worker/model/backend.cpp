@@ -34,6 +34,16 @@ Result<std::unique_ptr<Ops>> make_ops(const Layout& layout, const std::string& p
 
 State to_device(State host, const std::string& precision, const std::string& device) { return is_cuda(device) ? installed->to_device(host, precision, device) : std::move(host); }
 
+State to_host(const State& s) {
+  State host = s;
+  host.weights_half.clear(), host.target_half.clear();
+  for (auto* role : {&host.weights, &host.target, &host.exp_avg, &host.exp_avg_sq})
+    for (at::Tensor& buffer : *role)
+      if (buffer.defined()) buffer = buffer.cpu();
+  for (at::Tensor* table : {&host.context_position, &host.target_position, &host.predictor_position}) *table = table->cpu();
+  return host;
+}
+
 FlatBuffers make_buffers(const Layout& layout, const std::string& device) { return is_cuda(device) ? installed->make_buffers(layout, device) : make_buffers(layout); }
 
 void add_into(at::Tensor& a, const at::Tensor& b) {

@@ -31,6 +31,11 @@ struct Examined {
   double squares = 0;  // sum of squares; NaN or Inf where an element is
 };
 
+enum class DigestOf {
+  kTrained,  // weights and moments
+  kTarget,
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -50,11 +55,14 @@ class Backend {
   virtual FlatBuffers make_buffers(const Layout& layout, const std::string& device) = 0;
   // size_bytes from device memory, on a stream of its own; waits for them. Any thread. What wrote them must be done (wait()).
   virtual void to_host(void* to, const void* from, int64_t size_bytes) = 0;
+  // Most bytes that tensors ever took on the device, as LibTorch's allocator counts.
+  virtual int64_t peak_memory_bytes() = 0;
   // Until everything queued on the device's current stream is done.
   virtual void wait() = 0;
 
-  // Wait for the device: State::digest(), gradient_digest() and its sum of squares.
-  virtual StateDigest digest(const State& state) = 0;
+  // These two wait for the device. The elements' part of State's digests (not Adam's step count); a gradient's digest and
+  // sum of squares.
+  virtual StateDigest digest(const State& state, DigestOf what) = 0;
   virtual Examined examine(const Layout& layout, const FlatBuffers& gradient) = 0;
 
   // AdamW on every bucket and, with `ema`, the target from the new weights; halves refreshed. decayed and undecayed differ
@@ -79,6 +87,8 @@ Status prepare_device(const std::string& device, const FunctionConfig* function)
 Result<std::unique_ptr<Ops>> make_ops(const Layout& layout, const std::string& precision, const std::string& device);
 // A host's state where the device computes; itself for the CPU.
 State to_device(State host, const std::string& precision, const std::string& device);
+// A copy on the host, without the halves.
+State to_host(const State& state);
 // Zero.
 FlatBuffers make_buffers(const Layout& layout, const std::string& device);
 // a += b, elementwise, one rounding each: the tree's sum on either device. Asynchronous on a GPU.
