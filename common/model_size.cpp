@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <vector>
 
 #include "common/block_size.h"
@@ -124,6 +125,48 @@ MemoryEstimate memory_estimate(const FunctionConfig& f, const MaskLengths& lengt
   out.activations = int64_t(4.0 * double(f.batch.tile_size) * (encoder_kept + predictor_kept));
   out.checkpoint = out.state;
   return out;
+}
+
+GpuMemory gpu_memory(const FunctionConfig& f, const MaskLengths& lengths, int64_t tiles, int64_t world_size) {
+  const bool halves = f.precision != "fp32";
+  const double inner = halves ? 2 : 4, images = double(f.batch.tile_size), patches = double(f.model.grid() * f.model.grid());
+  const ParameterCount encoder = encoder_parameters(f.model), predictor = predictor_parameters(f.model, f.predictor);
+  const int64_t trained = encoder.trainable + predictor.trainable;
+  GpuMemory out;
+  out.state = memory_estimate(f, lengths).state + (halves ? 2 * (trained + encoder.trainable) : 0);
+  const bool one_buffer = world_size == 1 && tiles == 1;
+  out.gradients = 4 * trained * (one_buffer ? 1 : 1 + int64_t(std::bit_width(uint64_t(tiles))));
+  // Kept per token and block: the stream before attention and before the MLP in fp32; inner: both norms' outputs, q k v,
+  // attention's output, the hidden layer before GELU.
+  const auto kept = [&](double tokens, double width, double hidden) { return tokens * (8 * width + inner * (6 * width + hidden)); };
+  // A block's temporaries in its backward, and in a forward that keeps nothing.
+  const auto passing = [&](double tokens, double width, double hidden) { return tokens * (12 * width + inner * (6 * width + 3 * hidden)); };
+  const double dim = double(f.model.embed_dim), hidden = double(f.model.hidden_dim()), width = double(f.predictor.embed_dim), narrow = width * f.predictor.mlp_ratio;
+  const double contexts = images * double(lengths.contexts), sequences = contexts * double(lengths.targets), length = lengths.context + lengths.target;
+  out.activations = int64_t(double(f.model.depth) * contexts * kept(lengths.context, dim, hidden) + double(f.predictor.depth) * sequences * kept(length, width, narrow));
+  const double targets = 4 * dim * (images * patches + 4 * sequences * lengths.target);  // target, wanted, predicted, its gradient
+  const double target_pass = images * passing(f.masks.target_masking == "output" ? patches : double(lengths.targets) * lengths.target, dim, hidden);
+  const double backward = targets + std::max(contexts * passing(lengths.context, dim, hidden), sequences * passing(length, width, narrow));
+  const double predictor_tape = double(f.predictor.depth) * sequences * kept(length, width, narrow);  // begins after the target's pass
+  out.working = int64_t(std::max(target_pass - predictor_tape, backward));
+  out.context = int64_t{700} << 20;
+  return out;
+}
+
+std::string gpu_memory_refusal(const FunctionConfig& f, const GpuMemory& need, int64_t available, const std::string& device) {
+  if (need.total() <= available) return "";
+  const auto gigabytes = [](int64_t bytes) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.1f GB", double(bytes) / 1e9);
+    return std::string(text);
+  };
+  const int64_t fixed = need.total() - need.activations - need.working, left = available - fixed;
+  const int64_t fits = left > 0 ? f.batch.tile_size * left / (need.activations + need.working) : 0;
+  std::string text = "[engine] " + device + " has " + gigabytes(available) + " of memory free; " + f.model.name + " with tiles of " + std::to_string(f.batch.tile_size) + " images needs about " +
+                     gigabytes(need.total()) + ": " + gigabytes(need.state) + " state, " + gigabytes(need.gradients) + " gradients, " + gigabytes(need.activations + need.working) + " activations; ";
+  if (fits >= 1) return text + "set function.batch.tile_size to " + std::to_string(fits) + " or less (and function.batch.tiles to more), or use a GPU with more memory";
+  if (f.precision == "fp32") return text + "set function.precision: bf16, or use a GPU with more memory";
+  return text + "even a tile of one image does not fit: use a GPU with more memory or a smaller function.model.name";
 }
 
 }  // namespace tessera

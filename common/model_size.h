@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "common/config.h"
 
@@ -46,5 +47,20 @@ struct MemoryEstimate {
   int64_t total() const { return state + gradients + activations; }
 };
 MemoryEstimate memory_estimate(const FunctionConfig& function, const MaskLengths& lengths);
+
+// Bytes on a GPU, as worker/cuda lays them out. tiles: of one rank. An estimate at the mean mask lengths; what LibTorch's
+// allocator keeps between sizes comes on top (a tenth, say).
+struct GpuMemory {
+  int64_t state = 0;        // fp32 weights, moments, target, position tables; bf16 twins of weights and target
+  int64_t gradients = 0;    // the tree's partial sums, and the whole sum (one rank with one tile: the same buffer)
+  int64_t activations = 0;  // of one tile, kept for its backward pass
+  int64_t working = 0;      // the widest pass's temporaries
+  int64_t context = 0;      // CUDA's own, cuBLAS workspaces, NCCL
+  int64_t total() const { return state + gradients + activations + working + context; }
+};
+GpuMemory gpu_memory(const FunctionConfig& function, const MaskLengths& lengths, int64_t tiles, int64_t world_size);
+// "12.9 GB of state, ..."; empty when `available` suffices, else the sentence that refuses: what is needed, and which
+// setting lowers it.
+std::string gpu_memory_refusal(const FunctionConfig& function, const GpuMemory& need, int64_t available, const std::string& device);
 
 }  // namespace tessera

@@ -104,6 +104,9 @@ void on_daemon_hello(Context& c, const MessageEvent& e, const proto::DaemonHello
   c.send(e.peer, proto::DaemonWelcome{c.config.run_id, c.config.run_dir, print_function(c.config.function), print_operation(c.config.operation)});
 }
 
+// "cpu", "cuda": the first word of a numerics class.
+std::string kind_of(const std::string& numerics_class) { return numerics_class.substr(0, numerics_class.find(';')); }
+
 void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHello& hello) {
   if (!version_fits(c, e.peer, "trainer " + hello.worker_id, hello.build)) return;
   if (hello.highest_term > c.config.term)
@@ -111,9 +114,16 @@ void on_trainer_hello(Context& c, const MessageEvent& e, const proto::TrainerHel
   if (c.state.numerics_class.empty()) {
     c.state.numerics_class = hello.numerics_class;
     c.effects.push_back(StoreMeta{"numerics_class", hello.numerics_class});
+  } else if (kind_of(c.state.numerics_class) != kind_of(hello.numerics_class)) {
+    return refuse(c, e.peer, "trainer " + hello.worker_id + " computes on " + kind_of(hello.numerics_class) + ", the run on " + kind_of(c.state.numerics_class) +
+                                 ": ranks of one generation need one kind of device; start its node with --devices of that kind", exit_codes::kConfig);
+  } else if (c.state.numerics_class != hello.numerics_class && c.config.function.reduction == "fast") {
+    // The function promises no bits beyond equal replicas: said, and allowed.
+    if (!c.state.workers.contains(hello.worker_id))
+      c.alert("warning", "trainer " + hello.worker_id + " computes in the numerics class '" + hello.numerics_class + "', the run began in '" + c.state.numerics_class + "': allowed with function.reduction fast, results depend on who computes");
   } else if (c.state.numerics_class != hello.numerics_class) {
     return refuse(c, e.peer, "trainer " + hello.worker_id + " computes in the numerics class '" + hello.numerics_class + "', the run in '" + c.state.numerics_class +
-                                 "': equal bits cannot be promised; use like devices and the same build", exit_codes::kConfig);
+                                 "': equal bits cannot be promised; use like devices and the same build, or function.reduction: fast", exit_codes::kConfig);
   }
   Worker& worker = c.state.workers[hello.worker_id];
   const bool same = worker.incarnation == e.incarnation && worker.state != WorkerState::kGone;

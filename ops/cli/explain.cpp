@@ -30,11 +30,14 @@ Result<Json> explain(const Config& config, int64_t samples, double images_per_se
   const ImageFlops flops = image_flops(f, lengths);
   const MemoryEstimate memory = memory_estimate(f, lengths);
   Json out;
+  out["precision"] = f.precision;
   out["function_id"] = to_hex(function_id(f));
   out["parameters"] = {{"encoder", count_json(encoder_parameters(f.model))}, {"predictor", count_json(predictor_parameters(f.model, f.predictor))}};
   out["masks"] = {{"patches", f.model.grid() * f.model.grid()}, {"context", lengths.context}, {"target", lengths.target}, {"targets", lengths.targets}, {"contexts", lengths.contexts}};
   out["flops_per_image"] = {{"target_encoder", flops.target}, {"context_encoder", flops.context}, {"predictor", flops.predictor}, {"total", flops.total()}};
   out["memory_bytes"] = {{"state", memory.state}, {"gradients", memory.gradients}, {"activations", memory.activations}, {"checkpoint", memory.checkpoint}};
+  const GpuMemory gpu = gpu_memory(f, lengths, std::max<int64_t>(1, f.batch.tiles / std::max<int64_t>(1, config.operation.workers)), config.operation.workers);
+  out["gpu_memory_bytes"] = {{"state", gpu.state}, {"gradients", gpu.gradients}, {"activations", gpu.activations}, {"working", gpu.working}, {"context", gpu.context}, {"total", gpu.total()}};
   out["batch"] = {{"global", f.batch.global()}, {"tiles", f.batch.tiles}, {"tile_size", f.batch.tile_size}, {"tile_pixel_bytes", tile_pixel_bytes(f)}};
   int64_t steps = f.steps;
   if (samples > 0) {
@@ -67,6 +70,8 @@ std::string explain_text(const Json& facts) {
          flops("/flops_per_image/context_encoder") + ", predictor " + flops("/flops_per_image/predictor") + "\n";
   out += "memory        " + bytes("/memory_bytes/state") + " state, up to " + bytes("/memory_bytes/gradients") + " gradients, about " + bytes("/memory_bytes/activations") +
          " activations a tile, per worker in fp32\n";
+  out += "on a GPU      about " + bytes("/gpu_memory_bytes/total") + " in " + std::string(text_at(facts, "/precision")) + ": " + bytes("/gpu_memory_bytes/state") + " state, " + bytes("/gpu_memory_bytes/gradients") + " gradients, " +
+         human_bytes(int64_t(number_at(facts, "/gpu_memory_bytes/activations") + number_at(facts, "/gpu_memory_bytes/working"))) + " activations\n";
   out += "checkpoint    " + bytes("/memory_bytes/checkpoint") + "\n";
   out += "step          " + count("/batch/global") + " images in " + count("/batch/tiles") + " tiles of " + count("/batch/tile_size") + ", " + bytes("/batch/tile_pixel_bytes") + " of pixels a tile\n";
   if (facts.contains("steps")) {

@@ -4,8 +4,8 @@
     tests/perf/reference_step.py --model vit_tiny --precision fp32 --threads 2 --json      (with the Python of ops/setup)
 
 One step is: target encoder without gradients, context encoder, predictor, smooth-L1, backward, AdamW, EMA; published module
-structure (nn.Linear, nn.LayerNorm, scaled_dot_product_attention, GELU), the same mask lengths as the benchmark. Runs of
-the two alternate, `rounds` times; medians are compared. bf16: torch.autocast("cpu", bfloat16).
+structure (nn.Linear, nn.LayerNorm, scaled_dot_product_attention, GELU), the same mask lengths as the benchmark. With --device cuda both run on the GPU (--tessera: the tessera-model that has CUDA). Runs of
+the two alternate, `rounds` times; medians are compared. bf16: torch.autocast(bfloat16).
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16)}
+SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16), "vit_huge": (1280, 32, 16)}
 
 
 class Block(nn.Module):
@@ -83,21 +83,22 @@ class Step:
         dim, depth, heads = SIZES[o.model]
         grid = o.size // o.patch
         patches = grid * grid
-        self.context, self.target = (Encoder(patches, o.patch, dim, depth, heads) for _ in range(2))
+        self.device = o.device.split(":")[0]
+        self.context, self.target = (Encoder(patches, o.patch, dim, depth, heads).to(o.device) for _ in range(2))
         self.target.load_state_dict(self.context.state_dict())
-        self.predictor = Predictor(patches, dim, o.predictor_dim, o.predictor_depth, heads)
+        self.predictor = Predictor(patches, dim, o.predictor_dim, o.predictor_depth, heads).to(o.device)
         self.trained = [p for m in (self.context, self.predictor) for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.04)
         kept, wanted = max(1, patches * 26 // 100), max(1, patches * 175 // 1000)
-        mask = lambda first, count: torch.arange(first, first + count).expand(o.tile, -1).contiguous()
-        self.images = torch.randint(0, 256, (o.tile, 3, o.size, o.size), dtype=torch.uint8)
+        mask = lambda first, count: torch.arange(first, first + count).expand(o.tile, -1).contiguous().to(o.device)
+        self.images = torch.randint(0, 256, (o.tile, 3, o.size, o.size), dtype=torch.uint8).to(o.device)
         self.context_mask = mask(0, kept)
         self.target_masks = [mask(i * (patches - wanted) // 4, wanted) for i in range(4)]
         self.bf16 = o.precision != "fp32"
 
     def __call__(self):
         images = (self.images.float() / 255 - 0.45) / 0.226
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
                 h = self.target(images)
                 h = F.layer_norm(h.float(), (h.size(-1),))
@@ -114,7 +115,7 @@ class Step:
 
 
 def ours(o, repeats):
-    command = [str(ROOT / "build/release/bin/tessera-model"), "bench", "step", "--model", o.model, "--patch", str(o.patch), "--size", str(o.size), "--tile", str(o.tile), "--precision", o.precision,
+    command = [o.tessera, "bench", "step", "--model", o.model, "--patch", str(o.patch), "--size", str(o.size), "--tile", str(o.tile), "--precision", o.precision, "--device", o.device,
                "--threads", str(o.threads), "--predictor-dim", str(o.predictor_dim), "--predictor-depth", str(o.predictor_depth), "--repeats", str(repeats), "--json"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
@@ -125,6 +126,8 @@ def main():
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "published"])
     for name, value in (("patch", 16), ("size", 224), ("tile", 16), ("threads", 2), ("predictor-dim", 384), ("predictor-depth", 6), ("rounds", 3), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--tessera", default=str(ROOT / "build/release/bin/tessera-model"), help="the program that is measured beside it")
     parser.add_argument("--compile", action="store_true", help="torch.compile the reference (needs a compiler at run time)")
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
@@ -141,7 +144,7 @@ def main():
             step()
             reference.append(o.tile / (time.perf_counter() - start))
         tessera.append(ours(o, o.repeats)["images_per_second"]["median"])
-    result = {"schema": 1, "model": o.model, "precision": o.precision, "tile": o.tile, "threads": o.threads, "torch": torch.__version__, "compiled": o.compile,
+    result = {"schema": 1, "model": o.model, "precision": o.precision, "device": o.device, "tile": o.tile, "threads": o.threads, "torch": torch.__version__, "compiled": o.compile,
               "reference_images_per_second": statistics.median(reference), "tessera_images_per_second": statistics.median(tessera)}
     result["ratio"] = result["tessera_images_per_second"] / result["reference_images_per_second"]
     print(json.dumps(result) if o.json else f"{o.model} {o.precision}: PyTorch {result['reference_images_per_second']:.1f}, Tessera {result['tessera_images_per_second']:.1f} images/s, ratio {result['ratio']:.2f}")

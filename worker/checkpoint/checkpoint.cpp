@@ -11,6 +11,7 @@
 #include "common/crash_point.h"
 #include "common/file.h"
 #include "common/sealed_json.h"
+#include "worker/model/backend.h"
 
 namespace tessera::checkpoint {
 namespace {
@@ -94,7 +95,7 @@ Snapshot take_snapshot(const model::State& state, const Scalars& scalars, Genera
   snapshot.bytes.resize(size_t(floats));
   float* at = snapshot.bytes.data();
   for (const size_t i : mine) {
-    std::memcpy(at, all[i].data, size_t(all[i].size_bytes));
+    model::copy_to_host(at, all[i].data, all[i].size_bytes, model::on_device(state.weights));
     TensorView view = all[i];
     view.data = at;
     snapshot.tensors.push_back(view);

@@ -45,6 +45,8 @@ class Collective {
   virtual std::shared_ptr<void> mark() { return nullptr; }
   virtual Status begin_after(const std::shared_ptr<void>& /*mark*/) { return {}; }
   virtual Rank suspect() const = 0;
+  // One rank: what it has is the sum, wherever it lies.
+  virtual bool alone() const { return false; }
 };
 
 // One rank: no communication.

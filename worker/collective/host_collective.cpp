@@ -46,6 +46,7 @@ class Single : public Collective {
   void cancel() override {}
   void quiesce() override {}
   Rank suspect() const override { return -1; }
+  bool alone() const override { return true; }
 
  private:
   int tile_count_;

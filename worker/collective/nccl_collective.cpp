@@ -2,6 +2,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <atomic>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime.h>
 #include <nccl.h>
@@ -183,14 +184,16 @@ class Nccl : public Collective {
   Status sum(const std::vector<std::pair<Node, const float*>>& have, int64_t length, float* out) {
     if (length == 0) return {};
     try {
+      // ATen's calls go to our stream: on the thread's default one they would wait for the backward pass that is queued there.
+      const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromExternal(stream_, c10::DeviceIndex(device_index(device_))));
       const float* whole = finish_tree(Node{0, tile_count_}, have, [&](const float* a, const float* b) -> const float* {
         float* to = scratch(length);
         at::Tensor sum = view(to, length);
         at::add_out(sum, view(const_cast<float*>(a), length), view(const_cast<float*>(b), length));
         return to;
       });
-      TESSERA_TRY(cuda(cudaMemcpyAsync(out, whole, size_t(length) * sizeof(float), cudaMemcpyDeviceToDevice, nullptr), "cudaMemcpyAsync"));
-      return cuda(cudaStreamSynchronize(nullptr), "the tree's sum");  // ATen's default stream is the null stream
+      TESSERA_TRY(cuda(cudaMemcpyAsync(out, whole, size_t(length) * sizeof(float), cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync"));
+      return wait_stream("the tree's sum");
     } catch (const std::exception& e) {
       return give_up(std::string("the tree's sum: ") + e.what());
     }

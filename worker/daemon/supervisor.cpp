@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <unistd.h>
 #include <utility>
 
 #include "common/log.h"
@@ -56,16 +57,22 @@ std::vector<proto::DeviceSlot> Supervisor::slots() const {
   return out;
 }
 
-SpawnOptions Supervisor::spawn_options(std::vector<std::string> identity) const {
+// GPUs have a program of their own beside the CPUs' one; where it is not built, the other says so.
+std::string Supervisor::program_for(const std::string& device) const {
+  const std::string cuda = options_.trainer + "-cuda";
+  return device.starts_with("cuda") && ::access(cuda.c_str(), X_OK) == 0 ? cuda : options_.trainer;
+}
+
+SpawnOptions Supervisor::spawn_options(const std::string& program, std::vector<std::string> identity) const {
   const std::string threads = std::to_string(operation_.compute_threads);
   SpawnOptions spawn;
-  spawn.command = {options_.trainer, "--coordinator", options_.coordinator};
+  spawn.command = {program, "--coordinator", options_.coordinator};
   spawn.command.insert(spawn.command.end(), identity.begin(), identity.end());
   spawn.command.insert(spawn.command.end(), {"--advertise", options_.advertise, "--threads", threads});
   if (!options_.log_dir.empty()) spawn.command.insert(spawn.command.end(), {"--log-dir", options_.log_dir});
   // Variables that choose library code paths decide bits: nothing is inherited, ours are set.
-  spawn.clear_env_prefixes = {"ATEN_", "MKL_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_"};
-  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}};
+  spawn.clear_env_prefixes = {"ATEN_", "MKL_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_", "CUBLAS", "NVIDIA_TF32"};
+  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}, {"CUBLAS_WORKSPACE_CONFIG", ":4096:8"}};
   spawn.own_session = true;
   return spawn;
 }
@@ -74,7 +81,7 @@ void Supervisor::start(Slot& slot, Millis now) {
   const WorkerId& id = slot.slot.worker_id;
   slot.incarnation = new_incarnation();
   slot.started_at = now;
-  SpawnOptions spawn = spawn_options({"--worker-id", id, "--device", slot.slot.device});
+  SpawnOptions spawn = spawn_options(program_for(slot.slot.device), {"--worker-id", id, "--device", slot.slot.device});
   spawn.set_env["TESSERA_INCARNATION"] = id + "=" + std::to_string(slot.incarnation);
   auto child = Child::spawn(spawn);
   if (child) {
@@ -120,7 +127,7 @@ void Supervisor::tend_standbys(Millis now) {
   if (int64_t(standbys_.size()) >= operation_.spares || now < next_standby_) return;
   // Only CPUs can be shared while a trainer computes; a GPU's standby has the libraries loaded and waits for its device.
   const bool cpu = std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.slot.device == "cpu"; });
-  SpawnOptions spawn = spawn_options({"--standby"});
+  SpawnOptions spawn = spawn_options(program_for(cpu ? "cpu" : "cuda"), {"--standby"});
   spawn.pipe_input = true;
   auto child = Child::spawn(spawn);
   next_standby_ = now + kNextStandbyMs;

@@ -72,7 +72,8 @@ class Supervisor {
   bool put_standby(Slot& slot, Millis now);
   void tend_standbys(Millis now);
   void watch_stopped(Slot& slot, Millis now);
-  SpawnOptions spawn_options(std::vector<std::string> identity) const;
+  std::string program_for(const std::string& device) const;
+  SpawnOptions spawn_options(const std::string& program, std::vector<std::string> identity) const;
   void on_exit(Slot& slot, const ChildExit& exit, Millis now);
 
   DaemonOptions options_;

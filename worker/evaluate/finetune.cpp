@@ -86,7 +86,7 @@ TrainableEncoder::TrainableEncoder(const LoadedModel& model, EncoderKind kind, i
   for (const int place : {places_.patch_w, places_.patch_b}) add(place, 0);
   for (int64_t i = 0; i < depth; ++i) {
     const model::BlockPlaces& p = places_.blocks[size_t(i)];
-    for (const int place : {p.norm1_w, p.norm1_b, p.qkv_w, p.qkv_b, p.proj_w, p.proj_b, p.norm2_w, p.norm2_b, p.fc1_w, p.fc1_b, p.fc2_w, p.fc2_b}) add(place, i + 1);
+    for (const int place : {p.norm1.weight, p.norm1.bias, p.qkv.weight, p.qkv.bias, p.proj.weight, p.proj.bias, p.norm2.weight, p.norm2.bias, p.fc1.weight, p.fc1.bias, p.fc2.weight, p.fc2.bias}) add(place, i + 1);
   }
   for (const int place : {places_.norm_w, places_.norm_b}) add(place, depth + 1);
   position_ = kind == EncoderKind::kContext ? model.state.context_position : model.state.target_position;
@@ -95,12 +95,12 @@ TrainableEncoder::TrainableEncoder(const LoadedModel& model, EncoderKind kind, i
 
 at::Tensor TrainableEncoder::block(const model::BlockPlaces& p, const at::Tensor& x_bnd) const {
   const int64_t b = x_bnd.size(0), n = x_bnd.size(1), d = x_bnd.size(2), heads = function_.model.num_heads;
-  const at::Tensor normed = at::layer_norm(x_bnd, {d}, weight(p.norm1_w), weight(p.norm1_b), kNormEps);
-  const at::Tensor qkv = at::linear(normed, weight(p.qkv_w), weight(p.qkv_b)).view({b, n, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
+  const at::Tensor normed = at::layer_norm(x_bnd, {d}, weight(p.norm1.weight), weight(p.norm1.bias), kNormEps);
+  const at::Tensor qkv = at::linear(normed, weight(p.qkv.weight), weight(p.qkv.bias)).view({b, n, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
   const at::Tensor heard = at::scaled_dot_product_attention(qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2)).transpose(1, 2).reshape({b, n, d});
-  const at::Tensor y = x_bnd + at::linear(heard, weight(p.proj_w), weight(p.proj_b));
-  const at::Tensor hidden = at::gelu(at::linear(at::layer_norm(y, {d}, weight(p.norm2_w), weight(p.norm2_b), kNormEps), weight(p.fc1_w), weight(p.fc1_b)));
-  return y + at::linear(hidden, weight(p.fc2_w), weight(p.fc2_b));
+  const at::Tensor y = x_bnd + at::linear(heard, weight(p.proj.weight), weight(p.proj.bias));
+  const at::Tensor hidden = at::gelu(at::linear(at::layer_norm(y, {d}, weight(p.norm2.weight), weight(p.norm2.bias), kNormEps), weight(p.fc1.weight), weight(p.fc1.bias)));
+  return y + at::linear(hidden, weight(p.fc2.weight), weight(p.fc2.bias));
 }
 
 at::Tensor TrainableEncoder::features(const at::Tensor& pixels) const {

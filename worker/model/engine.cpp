@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/arange.h>
@@ -12,20 +11,19 @@
 #include <ATen/ops/upsample_bicubic2d.h>
 #include <cmath>
 
+#include "worker/model/backend.h"
 #include "worker/model/kernels.h"
 #include "worker/model/networks.h"
-#include "worker/model/numerics.h"
 
 namespace tessera::model {
 namespace {
 
 constexpr double kCollapsed = 1e-6;  // variance of a feature, below which all tokens are the same
-constexpr double kTargetEps = 1e-5;  // functional layer_norm's default: the published target normalisation
 
 // exp(entropy) of the normalised eigenvalues of the features' covariance: how many directions they use.
 double effective_rank(const at::Tensor& features_rd) {
   const at::Tensor centred = features_rd - features_rd.mean(0, true);
-  const at::Tensor values = at::linalg_eigvalsh(centred.t().matmul(centred).to(at::kDouble)).clamp_min(0);
+  const at::Tensor values = at::linalg_eigvalsh(centred.t().matmul(centred).to(at::kDouble)).clamp_min(0).cpu();
   const double* v = values.const_data_ptr<double>();
   double total = 0, entropy = 0;
   for (int64_t i = 0; i < values.numel(); ++i) total += v[i];
@@ -46,10 +44,10 @@ kernels::Loss loss_kind(const std::string& name) {
   return name == "l1" ? kernels::Loss::kL1 : name == "l2" ? kernels::Loss::kL2 : kernels::Loss::kSmoothL1;
 }
 
-class CpuEngine : public Engine {
+class NetworkEngine : public Engine {
  public:
-  explicit CpuEngine(const FunctionConfig& f)
-      : function_(f), layout_(Layout::make(f)), passes_(layout_, f.precision != "fp32"), encoder_(encoder_places(layout_)), predictor_(predictor_places(layout_)), loss_(loss_kind(f.optimizer.loss)) {
+  NetworkEngine(const FunctionConfig& f, std::unique_ptr<Layout> layout, std::unique_ptr<Ops> ops)
+      : function_(f), layout_(std::move(layout)), passes_(std::move(ops)), encoder_(encoder_places(*layout_)), predictor_(predictor_places(*layout_)), loss_(loss_kind(f.optimizer.loss)) {
     for (int c = 0; c < 3; ++c) mean_[c] = float(f.data.mean[size_t(c)]), std_[c] = float(f.data.std[size_t(c)]);
   }
 
@@ -59,12 +57,13 @@ class CpuEngine : public Engine {
     Forward f = forward(state, tile, true, hooks);
     if (measure_rank) result.effective_rank = effective_rank(f.target_normed_rd);
     at::Tensor dprediction_rd = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
-    result.loss = loss(f, dprediction_rd);
+    const at::Tensor loss_sum = loss(f, dprediction_rd);
     const at::Tensor dencoded_rd =
-        predict_backward(passes_, state.weights, predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient, hooks.bucket_ready);
+        predict_backward(passes_, trained(state), predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient, hooks.bucket_ready);
     f.predictor_tape = {};
-    encode_backward(passes_, state.weights, encoder_, f.encoder_tape, dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
+    encode_backward(passes_, trained(state), encoder_, f.encoder_tape, dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
                     gradient, hooks.bucket_ready);
+    result.loss = mean_loss(loss_sum, f);
     return result;
   }
 
@@ -77,14 +76,14 @@ class CpuEngine : public Engine {
     const auto per_sequence = [&](const at::Tensor& rows) {
       return function_.masks.target_masking == "output" ? per_image(rows) : rows.view({s.targets * s.images, s.target_length, rows.size(1)});
     };
-    out.patch_embed_bnd = per_image(passes_.linear(state.weights, f.patches_rd, encoder_.patch_w, encoder_.patch_b));
+    out.patch_embed_bnd = per_image(passes_.linear(trained(state), f.patches_rd, encoder_.patch_w, encoder_.patch_b));
     out.context_bkd = f.encoded_rd.view({s.contexts * s.images, s.context_length, -1});
     out.target_bnd = per_sequence(f.target_rd);
     out.target_normed_bnd = per_sequence(f.target_normed_rd);
     out.wanted_bkd = f.wanted_rd.view({s.sequences(), s.target_length, -1});
     out.prediction_bkd = f.prediction_rd.view({s.sequences(), s.target_length, -1});
     at::Tensor unused = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
-    out.loss = loss(f, unused);
+    out.loss = mean_loss(loss(f, unused), f);
     return out;
   }
 
@@ -92,7 +91,7 @@ class CpuEngine : public Engine {
     at::NoGradGuard no_grad;
     const int64_t b = pixels_u8.size(0), grid = pixels_u8.size(1) / function_.model.patch_size;
     const at::Tensor position = interpolate_position(context_encoder ? state.context_position : state.target_position, grid);
-    return encode(passes_, context_encoder ? state.weights : state.target, encoder_, patch_rows(pixels_u8), position.repeat({b, 1}), b,
+    return encode(passes_, context_encoder ? trained(state) : averaged(state), encoder_, patch_rows(pixels_u8), position.repeat({b, 1}), b,
                   function_.model.num_heads, nullptr)
         .view({b, position.size(0), -1});
   }
@@ -105,44 +104,45 @@ class CpuEngine : public Engine {
     PredictorTape predictor_tape;
   };
 
+  static Weights trained(const State& state) { return {state.weights, &state.weights_half}; }
+  static Weights averaged(const State& state) { return {state.target, &state.target_half}; }
+
+  Tile bring(const Tile& host) const {
+    Tile tile{passes_.ops().bring(host.pixels), {}, {}};
+    for (const at::Tensor& mask : host.contexts) tile.contexts.push_back(passes_.ops().bring(mask));
+    for (const at::Tensor& mask : host.targets) tile.targets.push_back(passes_.ops().bring(mask));
+    return tile;
+  }
+
   // The context comes first: it does not read the target, which may still be on its way.
-  Forward forward(const State& state, const Tile& tile, bool keep_tapes, const GradientHooks& hooks) const {
+  Forward forward(const State& state, const Tile& host_tile, bool keep_tapes, const GradientHooks& hooks) const {
     Forward f;
+    const Tile tile = bring(host_tile);
     const int64_t b = tile.pixels.size(0), patches = state.context_position.size(0), heads = function_.model.num_heads;
     f.shape = {b, int64_t(tile.contexts.size()), int64_t(tile.targets.size()), tile.contexts[0].size(1), tile.targets[0].size(1),
                function_.predictor.num_heads};
-    f.patches_rd = patch_rows(tile.pixels);
+    f.patches_rd = passes_.ops().patches(tile.pixels, function_.model.patch_size, mean_, std_);
     const at::Tensor context = at::cat(tile.contexts).reshape(-1), query = at::cat(tile.targets).reshape(-1);  // mask-major
-    f.encoded_rd = encode(passes_, state.weights, encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
+    f.encoded_rd = encode(passes_, trained(state), encoder_, f.patches_rd.index_select(0, rows_of(tile.contexts, patches)),
                           state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
     if (hooks.before_target) hooks.before_target();
     const bool whole = function_.masks.target_masking == "output";
-    f.target_rd = whole ? encode(passes_, state.target, encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
-                        : encode(passes_, state.target, encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
+    f.target_rd = whole ? encode(passes_, averaged(state), encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
+                        : encode(passes_, averaged(state), encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
                                  state.target_position.index_select(0, query), b * f.shape.targets, heads, nullptr);
-    f.target_normed_rd = at::layer_norm(f.target_rd, {f.target_rd.size(1)}, {}, {}, kTargetEps);
+    f.target_normed_rd = passes_.ops().target_norm(f.target_rd);
     f.wanted_rd = repeat_over_contexts(whole ? f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)) : f.target_normed_rd, f.shape);
-    f.prediction_rd = predict(passes_, state.weights, predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),
+    f.prediction_rd = predict(passes_, trained(state), predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),
                               state.predictor_position.index_select(0, query), keep_tapes ? &f.predictor_tape : nullptr);
     return f;
   }
 
-  // The tile's own mean; writes its gradient for the prediction.
-  double loss(const Forward& f, at::Tensor& dprediction_rd) const {
-    const int64_t n = f.prediction_rd.numel();
-    return kernels::loss(loss_, f.prediction_rd.const_data_ptr<float>(), f.wanted_rd.const_data_ptr<float>(), n,
-                         dprediction_rd.mutable_data_ptr<float>()) /
-           double(n);
-  }
+  // Sum of the loss on the device; writes the mean's gradient for the prediction.
+  at::Tensor loss(const Forward& f, at::Tensor& dprediction_rd) const { return passes_.ops().loss(loss_, f.prediction_rd, f.wanted_rd, dprediction_rd); }
+  // The tile's own mean. Waits for the device.
+  static double mean_loss(const at::Tensor& sum, const Forward& f) { return sum.item<double>() / double(f.prediction_rd.numel()); }
 
-  at::Tensor patch_rows(const at::Tensor& pixels) const {
-    const int64_t b = pixels.size(0), size = pixels.size(1), patch = function_.model.patch_size, count = (size / patch) * (size / patch);
-    at::Tensor rows = at::empty({b * count, 3 * patch * patch}, at::kFloat);
-    const uint8_t* in = pixels.const_data_ptr<uint8_t>();
-    float* out = rows.mutable_data_ptr<float>();
-    for (int64_t i = 0; i < b; ++i) kernels::patchify(in + i * size * size * 3, size, patch, mean_, std_, out + i * count * 3 * patch * patch);
-    return rows;
-  }
+  at::Tensor patch_rows(const at::Tensor& pixels) const { return passes_.ops().patches(passes_.ops().bring(pixels), function_.model.patch_size, mean_, std_); }
 
   static at::Tensor rows_of(const std::vector<at::Tensor>& masks, int64_t patches) {
     std::vector<at::Tensor> rows;
@@ -156,7 +156,7 @@ class CpuEngine : public Engine {
   }
 
   FunctionConfig function_;
-  Layout layout_;
+  std::unique_ptr<Layout> layout_;
   Passes passes_;
   EncoderPlaces encoder_;
   PredictorPlaces predictor_;
@@ -175,10 +175,9 @@ at::Tensor interpolate_position(const at::Tensor& table_nd, int64_t grid) {
 }
 
 Result<std::unique_ptr<Engine>> Engine::make(const FunctionConfig& function, const std::string& device) {
-  if (device != "cpu")
-    return fail(ErrorCode::kFixConfig, "[engine] device " + device + ": this build computes on cpu only; set operation.device: cpu");
-  choose_matmul();
-  return std::unique_ptr<Engine>(std::make_unique<CpuEngine>(function));
+  auto layout = std::make_unique<Layout>(Layout::make(function));
+  TESSERA_ASSIGN(auto ops, make_ops(*layout, function.precision, device));
+  return std::unique_ptr<Engine>(std::make_unique<NetworkEngine>(function, std::move(layout), std::move(ops)));
 }
 
 }  // namespace tessera::model

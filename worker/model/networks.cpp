@@ -15,8 +15,8 @@ int place_of(const Layout& layout, const std::string& name) {
 
 BlockPlaces block_places(const Layout& layout, const std::string& prefix) {
   const auto at = [&](const char* suffix) { return place_of(layout, prefix + suffix); };
-  return {at(".norm1.weight"),     at(".norm1.bias"),     at(".attn.qkv.weight"), at(".attn.qkv.bias"), at(".attn.proj.weight"), at(".attn.proj.bias"),
-          at(".norm2.weight"),     at(".norm2.bias"),     at(".mlp.fc1.weight"),  at(".mlp.fc1.bias"),  at(".mlp.fc2.weight"),   at(".mlp.fc2.bias")};
+  return {{at(".norm1.weight"), at(".norm1.bias")}, {at(".attn.qkv.weight"), at(".attn.qkv.bias")}, {at(".attn.proj.weight"), at(".attn.proj.bias")},
+          {at(".norm2.weight"), at(".norm2.bias")}, {at(".mlp.fc1.weight"), at(".mlp.fc1.bias")},   {at(".mlp.fc2.weight"), at(".mlp.fc2.bias")}};
 }
 
 std::vector<BlockPlaces> all_blocks(const Layout& layout, const std::string& prefix) {
@@ -53,64 +53,74 @@ PredictorPlaces predictor_places(const Layout& layout) {
           at("predictor_proj.weight"),  at("predictor_proj.bias"),  all_blocks(layout, "predictor.predictor_blocks.")};
 }
 
-at::Tensor encode(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
+at::Tensor encode(const Passes& passes, const Weights& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
                   int64_t b, int64_t heads, EncoderTape* tape) {
-  at::Tensor x_rd = passes.linear(w, patches_rd, places.patch_w, places.patch_b).add_(position_rd);
+  const NextNorm last{{places.norm_w, places.norm_b}, NormFor::kStream};
+  Joined x;
+  x.sum_rd = passes.linear(w, patches_rd, places.patch_w, places.patch_b).add_(position_rd);
+  x.norm = passes.ops().norm(w, x.sum_rd, places.blocks.empty() ? last.places : places.blocks[0].norm1, places.blocks.empty() ? last.use : NormFor::kProduct);
   if (tape) tape->patches_rd = patches_rd, tape->blocks.resize(places.blocks.size());
-  for (size_t i = 0; i < places.blocks.size(); ++i) x_rd = passes.block(w, places.blocks[i], x_rd, b, heads, tape ? &tape->blocks[i] : nullptr);
-  Norm norm = passes.norm(w, x_rd, places.norm_w, places.norm_b);
-  if (tape) tape->last_rd = x_rd, tape->norm = norm;
-  return norm.out_rd;
+  for (size_t i = 0; i < places.blocks.size(); ++i) {
+    const NextNorm next = i + 1 < places.blocks.size() ? NextNorm{places.blocks[i + 1].norm1, NormFor::kProduct} : last;
+    x = passes.block(w, places.blocks[i], x, &next, b, heads, tape ? &tape->blocks[i] : nullptr);
+  }
+  if (tape) tape->last_rd = x.sum_rd, tape->norm = x.norm;
+  return x.norm.out_rd;
 }
 
-void encode_backward(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
+void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
                      int64_t heads, FlatBuffers& gradient, const BucketReady& ready) {
-  at::Tensor dx_rd = passes.norm_backward(w, tape.last_rd, tape.norm, dout_rd, {}, places.norm_w, places.norm_b, gradient);
+  Flow dx = passes.ops().norm_backward(w, tape.last_rd, tape.norm, dout_rd, {}, {places.norm_w, places.norm_b}, gradient);
   whole(passes, places.norm_w, ready);
   for (size_t i = places.blocks.size(); i-- > 0;) {
-    dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, b, heads, gradient);
-    whole(passes, places.blocks[i].norm1_w, ready);
+    dx = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx, b, heads, gradient);
+    whole(passes, places.blocks[i].norm1.weight, ready);
   }
-  passes.linear_backward(w, tape.patches_rd, dx_rd, places.patch_w, places.patch_b, gradient, false);
+  passes.ops().linear_backward(w, tape.patches_rd, dx, {places.patch_w, places.patch_b}, gradient, false);
   whole(passes, places.patch_w, ready);
 }
 
-at::Tensor predict(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& s, const at::Tensor& encoded_rd,
+at::Tensor predict(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& s, const at::Tensor& encoded_rd,
                    const at::Tensor& context_position_rd, const at::Tensor& query_position_rd, PredictorTape* tape) {
   const at::Tensor context_rd = passes.linear(w, encoded_rd, places.embed_w, places.embed_b).add_(context_position_rd);
-  const at::Tensor query_rd = query_position_rd + passes.weight(w, places.mask_token).view({1, -1});
-  at::Tensor x_rd = assemble(s, context_rd, query_rd);
+  const at::Tensor query_rd = query_position_rd + passes.weight(w.full, places.mask_token).view({1, -1});
+  Joined x;
+  x.sum_rd = assemble(s, context_rd, query_rd);
   if (tape) tape->encoded_rd = encoded_rd, tape->blocks.resize(places.blocks.size());
-  for (size_t i = 0; i < places.blocks.size(); ++i)
-    x_rd = passes.block(w, places.blocks[i], x_rd, s.sequences(), s.heads, tape ? &tape->blocks[i] : nullptr);
-  const at::Tensor query_out_rd = x_rd.view({s.sequences(), s.context_length + s.target_length, -1})
+  if (!places.blocks.empty()) x.norm = passes.ops().norm(w, x.sum_rd, places.blocks[0].norm1, NormFor::kProduct);
+  for (size_t i = 0; i < places.blocks.size(); ++i) {
+    const bool more = i + 1 < places.blocks.size();  // the last norm reads the query rows only
+    const NextNorm next{more ? places.blocks[i + 1].norm1 : NormPlaces{}, NormFor::kProduct};
+    x = passes.block(w, places.blocks[i], x, more ? &next : nullptr, s.sequences(), s.heads, tape ? &tape->blocks[i] : nullptr);
+  }
+  const at::Tensor query_out_rd = x.sum_rd.view({s.sequences(), s.context_length + s.target_length, -1})
                                       .narrow(1, s.context_length, s.target_length)
                                       .reshape({s.sequences() * s.target_length, -1});
-  Norm norm = passes.norm(w, query_out_rd, places.norm_w, places.norm_b);
+  Norm norm = passes.ops().norm(w, query_out_rd, {places.norm_w, places.norm_b}, NormFor::kProduct);
   if (tape) tape->last_rd = query_out_rd, tape->norm = norm;
   return passes.linear(w, norm.out_rd, places.proj_w, places.proj_b);
 }
 
-at::Tensor predict_backward(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& s, const PredictorTape& tape,
+at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& s, const PredictorTape& tape,
                             const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready) {
-  const at::Tensor dnorm = passes.linear_backward(w, tape.norm.out_rd, dprediction_rd, places.proj_w, places.proj_b, gradient, true);
-  const at::Tensor dquery_out = passes.norm_backward(w, tape.last_rd, tape.norm, dnorm, {}, places.norm_w, places.norm_b, gradient);
+  const at::Tensor dnorm = passes.ops().linear_backward(w, tape.norm.out_rd, dprediction_rd, {places.proj_w, places.proj_b}, gradient, true);
+  const at::Tensor dquery_out = passes.ops().norm_backward(w, tape.last_rd, tape.norm, dnorm, {}, {places.norm_w, places.norm_b}, gradient).full_rd;
   whole(passes, places.norm_w, ready);
   const int64_t p = dquery_out.size(1), length = s.context_length + s.target_length;
   at::Tensor dx = at::zeros({s.sequences(), length, p}, dquery_out.options());
   dx.narrow(1, s.context_length, s.target_length).copy_(dquery_out.view({s.sequences(), s.target_length, p}));
-  at::Tensor dx_rd = dx.view({s.sequences() * length, p});
+  Flow dx_rd = dx.view({s.sequences() * length, p});
   for (size_t i = places.blocks.size(); i-- > 0;) {
     dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, s.sequences(), s.heads, gradient);
-    whole(passes, places.blocks[i].norm1_w, ready);
+    whole(passes, places.blocks[i].norm1.weight, ready);
   }
-  const at::Tensor din = dx_rd.view({s.sequences(), length, p});
+  const at::Tensor din = dx_rd.full_rd.view({s.sequences(), length, p});
   at::Tensor dtoken = passes.weight(gradient, places.mask_token).view({-1});
   at::sum_out(dtoken, din.narrow(1, s.context_length, s.target_length).reshape({-1, p}), at::IntArrayRef{0});
   const at::Tensor dcontext_rd = din.narrow(1, 0, s.context_length)
                                      .reshape({s.targets, s.contexts * s.images * s.context_length, p})
                                      .sum(0);
-  at::Tensor dencoded_rd = passes.linear_backward(w, tape.encoded_rd, dcontext_rd, places.embed_w, places.embed_b, gradient, true);
+  at::Tensor dencoded_rd = passes.ops().linear_backward(w, tape.encoded_rd, dcontext_rd, {places.embed_w, places.embed_b}, gradient, true);
   whole(passes, places.mask_token, ready);
   return dencoded_rd;
 }

@@ -40,9 +40,9 @@ struct PredictorTape {
 
 // patches_rd [b n, 3 p p] rows of the kept patches, position_rd [b n, D] their rows of the table. Returns [b n, D] after
 // the final norm.
-at::Tensor encode(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
+at::Tensor encode(const Passes& passes, const Weights& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
                   int64_t b, int64_t heads, EncoderTape* tape);
-void encode_backward(const Passes& passes, const FlatBuffers& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
+void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
                      int64_t heads, FlatBuffers& gradient, const BucketReady& ready);
 
 struct PredictorShape {
@@ -51,10 +51,10 @@ struct PredictorShape {
 };
 // encoded_rd [contexts b Kc, D]; context_position_rd [contexts b Kc, P]; query_position_rd [targets b Kp, P].
 // Returns predictions [targets contexts b Kp, D].
-at::Tensor predict(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& shape, const at::Tensor& encoded_rd,
+at::Tensor predict(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& shape, const at::Tensor& encoded_rd,
                    const at::Tensor& context_position_rd, const at::Tensor& query_position_rd, PredictorTape* tape);
 // Returns the gradient for encoded_rd.
-at::Tensor predict_backward(const Passes& passes, const FlatBuffers& w, const PredictorPlaces& places, const PredictorShape& shape, const PredictorTape& tape,
+at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& shape, const PredictorTape& tape,
                             const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready);
 
 }  // namespace tessera::model

@@ -13,6 +13,7 @@
 
 #include "common/philox.h"
 #include "common/version.h"
+#include "worker/model/backend.h"
 
 namespace tessera::model {
 namespace {
@@ -64,8 +65,10 @@ std::string decide() {
 
 void pin_library_environment() {
   for (const char* name : {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "OMP_DYNAMIC", "MKL_DYNAMIC",
-                           "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"})
+                           "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT", "DISABLE_ADDMM_CUDA_LT",
+                           "CUBLASLT_WORKSPACE_SIZE", "PYTORCH_TUNABLEOP_ENABLED", "TORCH_CUDNN_SDPA_DEPRIORITIZED"})
     unsetenv(name);
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 1);  // own workspaces: without it a product's bits may differ from call to call
   setenv("MKL_CBWR", "AVX2", 1);
 }
 
@@ -75,6 +78,7 @@ const std::string& choose_matmul() {
 }
 
 std::string numerics_class(const std::string& device, int threads) {
+  if (is_cuda(device) && backend()) return backend()->numerics_class(device);
   const std::string model = cpu_line("model name");  // "AMD EPYC 9B45"
   return device.substr(0, device.find(':')) + ";model=" + (model.empty() ? "unknown" : model) + ";isa=" + at::get_cpu_capability() + ";mkl_cbwr=AVX2;matmul=" + choose_matmul() + ";threads=" + std::to_string(threads) +
          ";libtorch=" + kLibtorchVersion + ";tessera=" + kVersion + "+" + build_commit();

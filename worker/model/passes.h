@@ -7,52 +7,52 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "worker/model/state.h"
+#include "worker/model/ops.h"
 
 namespace tessera::model {
 
 // Where a block's twelve tensors are in Layout::tensors.
 struct BlockPlaces {
-  int norm1_w, norm1_b, qkv_w, qkv_b, proj_w, proj_b, norm2_w, norm2_b, fc1_w, fc1_b, fc2_w, fc2_b;
-};
-struct Norm {
-  at::Tensor out_rd, mean_r, rstd_r;
+  NormPlaces norm1;
+  LinearPlaces qkv, proj;
+  NormPlaces norm2;
+  LinearPlaces fc1, fc2;
 };
 // What a block's backward needs of its forward.
 struct BlockTape {
-  at::Tensor x_rd, middle_rd;          // input, and after attention
+  at::Tensor x_rd, middle_rd;  // input, and after attention
   Norm norm1, norm2;
-  at::Tensor qkv_rd, joined_rd, lse_bhn;  // joined: all heads' answers, before the projection
-  at::Tensor hidden_rd, activated_rd;  // before and after GELU
+  at::Tensor qkv_rd;
+  Attention attention;
+  Hidden hidden;
 };
 
-// Weights of one network read from one role's buffers; gradients written to another's.
+// A transformer block over one device's operations.
 class Passes {
  public:
-  Passes(const Layout& layout, bool bf16_linears) : layout_(layout), bf16_(bf16_linears) {}
+  explicit Passes(std::unique_ptr<Ops> ops) : ops_(std::move(ops)) {}
+  // On the CPU, in fp32 or with bf16 products.
+  Passes(const Layout& layout, bool bf16_linears) : ops_(make_cpu_ops(layout, bf16_linears ? "bf16" : "fp32")) {}
 
-  at::Tensor weight(const FlatBuffers& role, int place) const;
-  size_t bucket_of(int place) const { return size_t(layout_.tensors[size_t(place)].bucket); }
-  // y = x W^T + b. x [r, in] -> [r, out].
-  at::Tensor linear(const FlatBuffers& w, const at::Tensor& x_rd, int weight_place, int bias_place) const;
-  // Writes dW, db; returns dx when wanted.
-  at::Tensor linear_backward(const FlatBuffers& w, const at::Tensor& x_rd, const at::Tensor& dy_rd, int weight_place, int bias_place,
-                             FlatBuffers& gradient, bool want_dx) const;
-  Norm norm(const FlatBuffers& w, const at::Tensor& x_rd, int weight_place, int bias_place) const;
-  // dx (+ residual), dgamma, dbeta.
-  at::Tensor norm_backward(const FlatBuffers& w, const at::Tensor& x_rd, const Norm& forward, const at::Tensor& dy_rd, const at::Tensor& residual_rd,
-                           int weight_place, int bias_place, FlatBuffers& gradient) const;
-  // One block over b sequences of n tokens. tape null: no backward will follow.
-  at::Tensor block(const FlatBuffers& w, const BlockPlaces& p, const at::Tensor& x_rd, int64_t b, int64_t heads, BlockTape* tape) const;
-  at::Tensor block_backward(const FlatBuffers& w, const BlockPlaces& p, const BlockTape& tape, const at::Tensor& dy_rd, int64_t b, int64_t heads,
-                            FlatBuffers& gradient) const;
+  const Ops& ops() const { return *ops_; }
+  at::Tensor weight(const FlatBuffers& role, int place) const { return ops_->weight(role, place); }
+  size_t bucket_of(int place) const { return size_t(ops_->layout().tensors[size_t(place)].bucket); }
+  at::Tensor linear(const Weights& w, const at::Tensor& x_rd, int weight_place, int bias_place) const { return ops_->linear(w, x_rd, {weight_place, bias_place}, LinearFor::kStream); }
+  Norm norm(const Weights& w, const at::Tensor& x_rd, int weight_place, int bias_place) const { return ops_->norm(w, x_rd, {weight_place, bias_place}, NormFor::kStream); }
+
+  // One block over b sequences of n tokens, given LN1 of its input; also the norm that reads its output, if any. tape
+  // null: no backward will follow.
+  Joined block(const Weights& w, const BlockPlaces& p, const Joined& in, const NextNorm* next, int64_t b, int64_t heads, BlockTape* tape) const;
+  // The same for one block by itself.
+  at::Tensor block(const Weights& w, const BlockPlaces& p, const at::Tensor& x_rd, int64_t b, int64_t heads, BlockTape* tape) const;
+  Flow block_backward(const Weights& w, const BlockPlaces& p, const BlockTape& tape, const Flow& dy, int64_t b, int64_t heads, FlatBuffers& gradient) const;
 
  private:
-  const Layout& layout_;
-  bool bf16_;
+  std::unique_ptr<Ops> ops_;
 };
 
 }  // namespace tessera::model

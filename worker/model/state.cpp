@@ -7,6 +7,7 @@
 
 #include "common/philox.h"
 #include "worker/collective/fixed_point.h"
+#include "worker/model/backend.h"
 
 namespace tessera::model {
 namespace {
@@ -106,17 +107,24 @@ StateDigest State::digest() const {
   return digest;
 }
 
-StateDigest State::target_digest() const { return role_digest(layout, target, "", true); }
+StateDigest State::target_digest() const { return on_device(weights) ? backend()->digest(*this, DigestOf::kTarget) : role_digest(layout, target, "", true); }
 
 StateDigest State::digest_without_target() const {
-  StateDigest digest = role_digest(layout, weights, "", false);
-  digest += role_digest(layout, exp_avg, "optimizer.exp_avg.", false);
-  digest += role_digest(layout, exp_avg_sq, "optimizer.exp_avg_sq.", false);
+  StateDigest digest;
+  if (on_device(weights)) {
+    digest = backend()->digest(*this, DigestOf::kTrained);
+  } else {
+    digest = role_digest(layout, weights, "", false);
+    digest += role_digest(layout, exp_avg, "optimizer.exp_avg.", false);
+    digest += role_digest(layout, exp_avg_sq, "optimizer.exp_avg_sq.", false);
+  }
   digest += digest_scalar(uint64_t(adam_steps), lane_seeds("optimizer.step"));
   if (exponents.defined()) digest += digest_elements(exponents.const_data_ptr<float>(), exponents.numel(), 0, lane_seeds("reduction.exponents"));
   return digest;
 }
 
-StateDigest gradient_digest(const Layout& layout, const FlatBuffers& gradient) { return role_digest(layout, gradient, "gradient.", false); }
+StateDigest gradient_digest(const Layout& layout, const FlatBuffers& gradient) {
+  return on_device(gradient) ? backend()->examine(layout, gradient).digest : role_digest(layout, gradient, "gradient.", false);
+}
 
 }  // namespace tessera::model

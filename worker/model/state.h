@@ -18,6 +18,8 @@ struct State {
   FlatBuffers target;      // encoder buckets only (entries of predictor buckets are undefined tensors)
   FlatBuffers exp_avg;
   FlatBuffers exp_avg_sq;
+  FlatBuffers weights_half, target_half;  // bf16 twins of weights and target where the device computes in halves, else empty:
+                                          // not state, but made from it
   at::Tensor context_position;    // [N, D] fp32, frozen
   at::Tensor target_position;     // [N, D] fp32, drifts under the published EMA
   at::Tensor predictor_position;  // [N, P] fp32, frozen

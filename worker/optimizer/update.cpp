@@ -3,22 +3,27 @@
 #include <algorithm>
 #include <cmath>
 
+#include "worker/model/backend.h"
 #include "worker/optimizer/update_kernels.h"
 
 namespace tessera::optimizer {
 
 GradientSummary summarize(const model::State& state, const model::FlatBuffers& gradient, float scale) {
   double total = 0;
+  if (model::on_device(gradient)) {
+    total = model::backend()->examine(state.layout, gradient).squares;
+    return {std::isfinite(total), std::sqrt(total) * double(scale)};
+  }
   for (const auto& place : state.layout.tensors)
     total += kernels::sum_of_squares(gradient[size_t(place.bucket)].const_data_ptr<float>() + place.offset, place.count);
   return {std::isfinite(total), std::sqrt(total) * double(scale)};
 }
 
-void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& c, bool skipped) {
-  ++state.step;
-  if (skipped) return;
-  ++state.adam_steps;
-  const double t = double(state.adam_steps);
+namespace {
+
+// Rounded once from double; decay is the tensor's own.
+kernels::AdamW constants(float scale, const StepRates& rates, const OptimizerConfig& c, int64_t adam_steps) {
+  const double t = double(adam_steps);
   kernels::AdamW args{};
   args.scale = scale;
   args.step_size = float(rates.lr / (1.0 - std::pow(c.betas[0], t)));
@@ -28,6 +33,34 @@ void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float 
   args.beta2 = float(c.betas[1]);
   args.rest1 = float(1.0 - c.betas[0]);
   args.rest2 = float(1.0 - c.betas[1]);
+  args.decay = 1.0f;
+  return args;
+}
+
+model::EmaFactors factors(double momentum) { return {float(momentum), float(1.0 - momentum)}; }
+
+}  // namespace
+
+void apply_on_device(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& c, bool with_target) {
+  ++state.step, ++state.adam_steps;
+  kernels::AdamW undecayed = constants(scale, rates, c, state.adam_steps), decayed = undecayed;
+  decayed.decay = float(1.0 - rates.lr * rates.weight_decay);
+  model::backend()->update(state, gradient, decayed, undecayed, with_target ? std::optional(factors(rates.ema)) : std::nullopt);
+}
+
+void ema_on_device(model::State& state, double momentum) {
+  for (size_t i = 0; i < state.target.size(); ++i)
+    if (state.target[i].defined())
+      model::backend()->average(state.target[i].const_data_ptr<float>(), state.weights[i].const_data_ptr<float>(), factors(momentum), state.target[i].numel(), state.target[i].mutable_data_ptr<float>());
+  model::backend()->refresh_target(state);
+}
+
+void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& c, bool skipped) {
+  if (!skipped && model::on_device(state.weights)) return apply_on_device(state, gradient, scale, rates, c, false);
+  ++state.step;
+  if (skipped) return;
+  ++state.adam_steps;
+  kernels::AdamW args = constants(scale, rates, c, state.adam_steps);
   for (const auto& place : state.layout.tensors) {
     args.decay = place.decayed ? float(1.0 - rates.lr * rates.weight_decay) : 1.0f;
     const size_t bucket = size_t(place.bucket);
@@ -43,7 +76,9 @@ void ema_slice(const model::State& state, double momentum, int64_t first, int64_
     const auto& bucket = state.layout.buckets[i];
     if (bucket.network != model::Network::kContextEncoder) continue;
     const int64_t from = std::max(first, start), to = std::min(last, start + bucket.size);
-    if (from < to)
+    if (from < to && model::on_device(state.weights))
+      model::backend()->average(state.target[i].const_data_ptr<float>() + (from - start), state.weights[i].const_data_ptr<float>() + (from - start), factors(momentum), to - from, out + (from - first));
+    else if (from < to)
       kernels::ema(state.target[i].const_data_ptr<float>() + (from - start), state.weights[i].const_data_ptr<float>() + (from - start), momentum, to - from,
                    out + (from - first));
     start += bucket.size;
@@ -53,6 +88,7 @@ void ema_slice(const model::State& state, double momentum, int64_t first, int64_
 void ema_position(model::State& state, double momentum) {
   float* target = state.target_position.mutable_data_ptr<float>();
   at::Tensor before = state.target_position.clone();
+  if (before.is_cuda()) return model::backend()->average(before.const_data_ptr<float>(), state.context_position.const_data_ptr<float>(), factors(momentum), before.numel(), target);
   kernels::ema(before.const_data_ptr<float>(), state.context_position.const_data_ptr<float>(), momentum, before.numel(), target);
 }
 

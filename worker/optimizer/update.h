@@ -38,9 +38,17 @@ GradientSummary summarize(const model::State& state, const model::FlatBuffers& g
 // advances state.step only.
 void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool skipped);
 
+// On a GPU, not skipped: the same and, with_target, the EMA target from the new weights, in one pass over each bucket (the
+// bits of apply_adamw, then ema_slice over everything).
+void apply_on_device(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool with_target);
+
+// On a GPU: the EMA target of the weights as they are, in place (after a skipped step).
+void ema_on_device(model::State& state, double momentum);
+
 // momentum: StepRates::ema, as it is in double (1 - m is rounded from double, as published).
 // T = m T + (1 - m) theta for floats [first, last) of the concatenated encoder buckets (bucket order), into `out`
-// (last - first floats), reading state.target and state.weights; T is not touched.
+// (last - first floats), reading state.target and state.weights; T is not touched. out: where
+// the state is, host or device.
 void ema_slice(const model::State& state, double momentum, int64_t first, int64_t last, float* out);
 // The same for the position table, in place (every rank does it itself).
 void ema_position(model::State& state, double momentum);

@@ -14,20 +14,13 @@ namespace tessera::optimizer::kernels {
 TESSERA_CLONES
 void adamw(const float* __restrict g, float* __restrict p, float* __restrict m, float* __restrict v, int64_t n, const AdamW& args) {
   const AdamW a = args;
-  for (int64_t i = 0; i < n; ++i) {
-    const float grad = g[i] * a.scale;
-    const float moment = a.beta1 * m[i] + a.rest1 * grad;
-    const float square = a.beta2 * v[i] + a.rest2 * (grad * grad);
-    m[i] = moment;
-    v[i] = square;
-    p[i] = p[i] * a.decay - a.step_size * (moment / (std::sqrt(square) / a.root_bc2 + a.eps));
-  }
+  for (int64_t i = 0; i < n; ++i) adamw_element(g[i], p[i], m[i], v[i], a);
 }
 
 TESSERA_CLONES
 void ema(const float* __restrict target, const float* __restrict weights, double momentum, int64_t n, float* __restrict out) {
   const float keep = float(momentum), rest = float(1.0 - momentum);
-  for (int64_t i = 0; i < n; ++i) out[i] = keep * target[i] + rest * weights[i];
+  for (int64_t i = 0; i < n; ++i) out[i] = ema_element(target[i], weights[i], keep, rest);
 }
 
 TESSERA_CLONES

@@ -3,17 +3,10 @@
 
 #include <cstdint>
 
+#include "worker/optimizer/elements.h"
+
 namespace tessera::optimizer::kernels {
 
-// One AdamW step's constants, computed in double and rounded once.
-struct AdamW {
-  float scale;      // 1 / tiles, multiplied into the summed gradient
-  float step_size;  // lr / (1 - beta1^t)
-  float root_bc2;   // sqrt(1 - beta2^t)
-  float decay;      // 1 - lr * weight_decay, or 1
-  float eps, beta1, beta2;
-  float rest1, rest2;     // 1 - beta1, 1 - beta2
-};
 // p, m, v [n] in place from the summed gradient g [n].
 void adamw(const float* g, float* p, float* m, float* v, int64_t n, const AdamW& a);
 // out = momentum * target + (1 - momentum) * weights, both factors rounded once from double as the published code does.

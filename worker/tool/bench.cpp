@@ -10,6 +10,7 @@
 
 #include "common/file.h"
 #include "common/philox.h"
+#include "worker/model/backend.h"
 #include "worker/model/engine.h"
 #include "worker/model/numerics.h"
 #include "worker/optimizer/update.h"
@@ -66,6 +67,9 @@ int64_t peak_memory_bytes() {
   return 0;
 }
 
+// FLOP/s that NVIDIA states for an H100 or H200 (SXM), dense; other devices: take the ratio.
+constexpr double kBf16Peak = 989.4e12, kFp32Peak = 66.9e12;
+
 struct Times {
   std::vector<double> total, gradient, update, ema;
 };
@@ -92,8 +96,10 @@ Result<nlohmann::json> run(const Options& o) {
   at::set_num_threads(int(o.threads));
   TESSERA_ASSIGN(const FunctionConfig f, function_of(o));
   TESSERA_ASSIGN(const auto engine, model::Engine::make(f, o.device));
-  model::State state = model::State::initial(f);
-  model::FlatBuffers gradient = model::make_buffers(state.layout);
+  const bool gpu = model::is_cuda(o.device);
+  if (gpu) TESSERA_TRY(model::prepare_device(o.device, &f));
+  model::State state = model::to_device(model::State::initial(f), f.precision, o.device);
+  model::FlatBuffers gradient = model::make_buffers(state.layout, o.device);
   const int64_t images = f.batch.tile_size;
   const model::Tile tile = make_tile(f, images);
   std::vector<float> target(size_t(state.layout.target_floats));
@@ -102,9 +108,12 @@ Result<nlohmann::json> run(const Options& o) {
     const auto start = Clock::now();
     engine->gradient(state, tile, gradient, false);
     const auto evaluated = Clock::now();
-    optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, !optimizer::summarize(state, gradient, 1.0f).finite);
+    const bool finite = optimizer::summarize(state, gradient, 1.0f).finite;
+    if (gpu && finite) optimizer::apply_on_device(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, true);  // the target too
+    else optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, !finite);
+    if (gpu) model::backend()->wait();
     const auto updated = Clock::now();
-    optimizer::ema_slice(state, 0.996, 0, state.layout.target_floats, target.data());
+    if (!gpu) optimizer::ema_slice(state, 0.996, 0, state.layout.target_floats, target.data());
     const auto done = Clock::now();
     if (i == 0) continue;  // the first touches memory and chooses kernels
     const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
@@ -116,8 +125,8 @@ Result<nlohmann::json> run(const Options& o) {
   return nlohmann::json{{"images_per_second", {{"min", double(images) / *slowest}, {"median", double(images) / seconds}, {"max", double(images) / *fastest}}},
                         {"seconds_per_step", seconds},
                         {"tflops", flops / median(t.gradient) / 1e12},
-                        {"mfu", nullptr},  // a CPU has no stated peak
-                        {"memory_bytes", peak_memory_bytes()},
+                        {"mfu", gpu ? nlohmann::json(flops / seconds / (f.precision == "fp32" ? kFp32Peak : kBf16Peak)) : nlohmann::json(nullptr)},  // a CPU has no stated peak
+                        {"memory_bytes", gpu ? model::backend()->peak_memory_bytes() : peak_memory_bytes()},
                         {"split", {{"gradient", median(t.gradient)}, {"update", median(t.update)}, {"ema", median(t.ema)}}},
                         {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
 }
@@ -142,18 +151,21 @@ int bench_main(int argc, char** argv) {
   update->add_option("--repeats", o.repeats)->check(CLI::Range(1, 100000))->capture_default_str();
   update->add_flag("--json", o.json, "one JSON object on the last line");
   CLI::App* step = app.add_subcommand("step", "gradient of one tile, AdamW and EMA, without data and communication");
-  step->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
-  step->add_option("--config", o.config, "the function of a configuration file instead of the options below")->check(CLI::ExistingFile);
-  step->add_option("--patch", o.patch)->capture_default_str();
-  step->add_option("--size", o.size, "image size")->capture_default_str();
-  step->add_option("--tile", o.tile, "images")->check(CLI::Range(1, 65536))->capture_default_str();
-  step->add_option("--precision", o.precision, "fp32, bf16 or published")->capture_default_str();
-  step->add_option("--device", o.device, "cpu or cuda:N")->capture_default_str();
-  step->add_option("--threads", o.threads, "compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  step->add_option("--repeats", o.repeats, "measured steps")->check(CLI::Range(1, 100000))->capture_default_str();
-  step->add_option("--predictor-depth", o.predictor_depth)->capture_default_str();
-  step->add_option("--predictor-dim", o.predictor_dim)->capture_default_str();
-  step->add_flag("--json", o.json, "one JSON object on the last line");
+  CLI::App* kernels = app.add_subcommand("kernels", "the operations of a step one by one");
+  for (CLI::App* one : {step, kernels}) {
+    one->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
+    one->add_option("--config", o.config, "the function of a configuration file instead of the options below")->check(CLI::ExistingFile);
+    one->add_option("--patch", o.patch)->capture_default_str();
+    one->add_option("--size", o.size, "image size")->capture_default_str();
+    one->add_option("--tile", o.tile, "images")->check(CLI::Range(1, 65536))->capture_default_str();
+    one->add_option("--precision", o.precision, "fp32, bf16 or published")->capture_default_str();
+    one->add_option("--device", o.device, "cpu or cuda:N")->capture_default_str();
+    one->add_option("--threads", o.threads, "compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    one->add_option("--repeats", o.repeats, "measured steps")->check(CLI::Range(1, 100000))->capture_default_str();
+    one->add_option("--predictor-depth", o.predictor_depth)->capture_default_str();
+    one->add_option("--predictor-dim", o.predictor_dim)->capture_default_str();
+    one->add_flag("--json", o.json, "one JSON object on the last line");
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -182,6 +194,22 @@ int bench_main(int argc, char** argv) {
     char text[200];
     std::snprintf(text, sizeof text, "AdamW %.1f GB/s (%.0f %% of memcpy's), EMA %.1f GB/s, digest %.1f ms", (*result)["gigabytes_per_second"]["adamw"].get<double>(), 100 * (*result)["of_memcpy_bandwidth"]["adamw"].get<double>(),
                   (*result)["gigabytes_per_second"]["ema"].get<double>(), 1e3 * (*result)["seconds"]["state_digest"]["median"].get<double>());
+    print(*result, text, o.json);
+    return 0;
+  }
+  if (kernels->parsed()) {
+    at::set_num_threads(int(o.threads));
+    const auto function = function_of(o);
+    if (!function) return report(function.error());
+    const auto result = bench_kernels(*function, o.device, o.repeats);
+    if (!result) return report(result.error());
+    std::string text;
+    for (const auto& row : (*result)["kernels"]) {
+      char line[200];
+      std::snprintf(line, sizeof line, "%-28s %-32s %10.1f us  %8.2f TFLOP/s  %8.1f GB/s\n", row["what"].get<std::string>().c_str(), row["shape"].get<std::string>().c_str(), row["microseconds"].get<double>(), row.value("tflops", 0.0),
+                    row.value("gigabytes_per_second", 0.0));
+      text += line;
+    }
     print(*result, text, o.json);
     return 0;
   }

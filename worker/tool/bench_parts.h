@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "common/config.h"
 #include "common/result.h"
@@ -21,5 +22,9 @@ Result<nlohmann::json> bench_collective(const BenchCollectiveOptions& options);
 
 // AdamW, EMA and the state digest on one thread, beside memcpy.
 Result<nlohmann::json> bench_update(const FunctionConfig& function, int64_t repeats);
+
+// The operations of a block of each network one by one, and on a GPU the update, at the shapes of `bench step`.
+// Errors: those of model::prepare_device.
+Result<nlohmann::json> bench_kernels(const FunctionConfig& function, const std::string& device, int64_t repeats);
 
 }  // namespace tessera::tool

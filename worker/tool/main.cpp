@@ -1,11 +1,14 @@
 // tessera-model: what needs LibTorch and no cluster. `tessera` starts it for its own subcommands of the same names.
 #include <malloc.h>
+#include <unistd.h>
 
 #include <iostream>
 #include <string>
 
+#include "common/file.h"
 #include "common/log.h"
 #include "common/version.h"
+#include "worker/cuda/install.h"
 #include "worker/evaluate/commands.h"
 #include "worker/model/numerics.h"
 #include "worker/tool/commands.h"
@@ -33,10 +36,26 @@ int usage(std::ostream& out, int code) {
   return code;
 }
 
+// --device cuda...
+bool wants_gpu(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i], next = i + 1 < argc ? argv[i + 1] : "";
+    if (word.starts_with("--device=cuda") || (word == "--device" && next.starts_with("cuda"))) return true;
+  }
+  return false;
+}
+// Becomes tessera-model-cuda, where it is built and this is not it.
+void run_cuda_program(char** argv) {
+  if (std::string(tessera::cuda::linked_devices()) == "cuda") return;
+  ::execv((tessera::executable_folder() + "/tessera-model-cuda").c_str(), argv);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   tessera::model::pin_library_environment();
+  if (wants_gpu(argc, argv)) run_cuda_program(argv);
+  tessera::cuda::install_devices();
   mallopt(M_MMAP_THRESHOLD, 1 << 30);  // activations of a step are freed and taken again at once
   mallopt(M_TRIM_THRESHOLD, -1);
   const std::string name = argc > 1 ? argv[1] : "";

@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "worker/collective/tree_sum.h"
+#include "worker/model/backend.h"
 #include "worker/trainer/tile.h"
 #include "worker/trainer/trainer.h"
 
@@ -41,7 +42,7 @@ Result<StateDigest> Trainer::evaluate_again(TileIndex tile) {
   phase(proto::Phase::kData);
   TESSERA_ASSIGN(const FetchedTile fetched, fetcher_->take(state_->step, tile, abort_));
   phase(proto::Phase::kEvaluate);
-  if (audit_gradient_.empty()) audit_gradient_ = model::make_buffers(state_->layout);
+  if (audit_gradient_.empty()) audit_gradient_ = model::make_buffers(state_->layout, options_.device);
   engine_->gradient(*state_, to_tensors(fetched), audit_gradient_, false);
   if (options_.at_gradient) options_.at_gradient(tile, audit_gradient_);
   return model::gradient_digest(state_->layout, audit_gradient_);

@@ -6,6 +6,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/model/backend.h"
 
 namespace tessera::trainer {
 namespace {
@@ -21,6 +22,8 @@ CheckpointWriter::CheckpointWriter(std::string root, std::function<void(proto::P
 CheckpointWriter::~CheckpointWriter() { wait_idle(); }
 
 void CheckpointWriter::take(const model::State& state, checkpoint::Scalars scalars, Generation generation, Rank rank, int world_size) {
+  // A GPU's digest is taken here: it waits for the update that made this state, and the kernels' buffers have one user.
+  if (model::on_device(state.weights)) scalars.state_digest = state.digest();
   Order order{&state, std::move(scalars), generation, rank, world_size};
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return tasks_.empty(); });
@@ -68,7 +71,7 @@ void CheckpointWriter::wait_idle() {
 
 // Own share and, with several ranks, the next one's to hold. The digest is the whole state's, whoever writes what.
 std::shared_ptr<checkpoint::Snapshot> CheckpointWriter::copy(Order order) {
-  order.scalars.state_digest = order.state->digest();
+  if (!model::on_device(order.state->weights)) order.scalars.state_digest = order.state->digest();
   auto own = std::make_shared<checkpoint::Snapshot>(checkpoint::take_snapshot(*order.state, order.scalars, order.generation, order.rank, order.world_size));
   std::shared_ptr<checkpoint::Snapshot> next;
   if (order.world_size > 1)

@@ -12,6 +12,8 @@
 
 #include "common/log.h"
 #include "common/version.h"
+#include "worker/cuda/install.h"
+#include "worker/model/backend.h"
 #include "worker/model/numerics.h"
 #include "worker/trainer/standby.h"
 #include "worker/trainer/trainer.h"
@@ -44,6 +46,7 @@ Status open_log(const Arguments& a) {
 }
 
 Result<int> work(const Arguments& a, std::shared_ptr<WarmEngine> warm) {
+  TESSERA_TRY(model::prepare_device(a.device, nullptr));
   utsname host{};
   uname(&host);
   TESSERA_ASSIGN(const auto listener, collective::MeshListener::open(a.advertise));
@@ -81,6 +84,7 @@ int run(Arguments a) {
 int main(int argc, char** argv) {
   using namespace tessera;
   model::pin_library_environment();
+  cuda::install_devices();
   // Activations of a step are freed and taken again at once: keep them in the heap instead of returning them to the system.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);

@@ -2,10 +2,11 @@
 
 #include <ATen/ops/from_blob.h>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 #include "worker/collective/fixed_point.h"
-#include "worker/optimizer/update_kernels.h"
+#include "worker/model/backend.h"
 
 namespace tessera::trainer {
 namespace {
@@ -14,6 +15,7 @@ namespace fixed_point = collective::fixed_point;
 using collective::Collective;
 using collective::SharedArena;
 using model::FlatBuffers;
+using Maker = std::function<FlatBuffers()>;
 
 int64_t bytes_of(const FlatBuffers& buffers) {
   int64_t bytes = 0;
@@ -26,26 +28,32 @@ float* floats(at::Tensor& t) { return t.mutable_data_ptr<float>(); }
 // The defined sum: a stack of buffers that merges as a binary counter; its lower part ends as this rank's maximal nodes.
 class TreeReduction : public Reduction {
  public:
-  TreeReduction(const FunctionConfig& function, const model::Layout& layout, SharedArena& arena)
-      : tiles_(int(function.batch.tiles)), layout_(layout), arena_(arena), whole_(arena_buffers(layout, arena, at::kFloat)), stack_(tiles_, {0, 0}) {}
+  TreeReduction(const FunctionConfig& function, const model::Layout& layout, Maker make) : tiles_(int(function.batch.tiles)), make_(std::move(make)), sizes_(layout.buckets), stack_(tiles_, {0, 0}) {}
 
-  void begin(const model::State&, const TileRange& range) override { stack_ = collective::NodeStack(tiles_, range); }
+  void begin(const model::State&, const TileRange& range) override {
+    stack_ = collective::NodeStack(tiles_, range);
+    alone_ = false;
+  }
   FlatBuffers& tile_buffer(TileIndex tile) override {
     top_ = stack_.nodes().size();
     merges_ = size_t(stack_.push(tile));
-    if (top_ == buffers_.size()) buffers_.push_back(arena_buffers(layout_, arena_, at::kFloat));
+    if (top_ == buffers_.size()) buffers_.push_back(make_());
     return buffers_[top_];
   }
   void merge(size_t bucket) override {
-    for (size_t i = 0; i < merges_; ++i)
-      optimizer::kernels::accumulate(floats(buffers_[top_ - i - 1][bucket]), floats(buffers_[top_ - i][bucket]), whole_[bucket].numel());
+    for (size_t i = 0; i < merges_; ++i) model::add_into(buffers_[top_ - i - 1][bucket], buffers_[top_ - i][bucket]);
   }
   Status reduce(Collective& collective, size_t bucket) override {
+    if (collective.alone()) {  // every tile is here: the one node is the sum
+      alone_ = true;
+      return {};
+    }
+    if (whole_.empty()) whole_ = make_();
     std::vector<collective::NodeBuffer> nodes;
     for (size_t i = 0; i < stack_.nodes().size(); ++i) nodes.push_back({stack_.nodes()[i], floats(buffers_[i][bucket])});
-    return collective.exchange(nodes, whole_[bucket].numel(), floats(whole_[bucket]));
+    return collective.exchange(nodes, sizes_[bucket].size, floats(whole_[bucket]));
   }
-  FlatBuffers& whole() override { return whole_; }
+  FlatBuffers& whole() override { return alone_ ? buffers_[0] : whole_; }
   int64_t bytes() const override {
     int64_t bytes = bytes_of(whole_);
     for (const auto& buffers : buffers_) bytes += bytes_of(buffers);
@@ -54,9 +62,10 @@ class TreeReduction : public Reduction {
 
  private:
   const int tiles_;
-  const model::Layout layout_;
-  SharedArena& arena_;
-  FlatBuffers whole_;
+  const Maker make_;
+  const std::vector<model::Bucket> sizes_;
+  FlatBuffers whole_;  // made when there are peers
+  bool alone_ = false;
   std::vector<FlatBuffers> buffers_;
   collective::NodeStack stack_;
   size_t top_ = 0, merges_ = 0;  // of the newest tile
@@ -139,19 +148,19 @@ class FixedReduction : public Reduction {
 // A plain sum of this rank's tiles in order, then the library's over the ranks: other bits for another number of ranks.
 class FastReduction : public Reduction {
  public:
-  FastReduction(const model::Layout& layout, SharedArena& arena) : whole_(arena_buffers(layout, arena, at::kFloat)), tile_(model::make_buffers(layout)) {}
+  explicit FastReduction(const Maker& make) : whole_(make()), tile_(make()) {}
   void begin(const model::State&, const TileRange& range) override {
     first_ = true, begun_ = false;
     if (!range.empty()) return;
-    for (auto& sum : whole_) std::memset(sum.mutable_data_ptr(), 0, sum.nbytes());
+    for (auto& sum : whole_) sum.zero_();
   }
   FlatBuffers& tile_buffer(TileIndex) override {
     first_ = !begun_, begun_ = true;
     return tile_;
   }
   void merge(size_t bucket) override {
-    if (first_) std::memcpy(floats(whole_[bucket]), floats(tile_[bucket]), whole_[bucket].nbytes());
-    else optimizer::kernels::accumulate(floats(whole_[bucket]), floats(tile_[bucket]), whole_[bucket].numel());
+    if (first_) whole_[bucket].copy_(tile_[bucket]);
+    else model::add_into(whole_[bucket], tile_[bucket]);
   }
   Status reduce(Collective& collective, size_t bucket) override { return collective.sum_floats(floats(whole_[bucket]), whole_[bucket].numel()); }
   FlatBuffers& whole() override { return whole_; }
@@ -175,10 +184,14 @@ FlatBuffers arena_buffers(const model::Layout& layout, SharedArena& arena, at::S
   return out;
 }
 
-std::unique_ptr<Reduction> Reduction::make(const FunctionConfig& function, const model::Layout& layout, SharedArena& arena) {
+Result<std::unique_ptr<Reduction>> Reduction::make(const FunctionConfig& function, const model::Layout& layout, SharedArena& arena, const std::string& device) {
+  const bool gpu = model::is_cuda(device);
+  if (function.reduction == "fixed32" && gpu)
+    return fail(ErrorCode::kFixConfig, "[trainer] function.reduction fixed32 is computed on CPUs only; on " + device + " set function.reduction: tree or fast");
   if (function.reduction == "fixed32") return std::make_unique<FixedReduction>(function, layout, arena);
-  if (function.reduction == "fast") return std::make_unique<FastReduction>(layout, arena);
-  return std::make_unique<TreeReduction>(function, layout, arena);
+  const Maker make = [layout, &arena, device, gpu] { return gpu ? model::make_buffers(layout, device) : arena_buffers(layout, arena, at::kFloat); };
+  if (function.reduction == "fast") return std::make_unique<FastReduction>(make);
+  return std::make_unique<TreeReduction>(function, layout, make);
 }
 
 }  // namespace tessera::trainer

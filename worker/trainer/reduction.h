@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "common/config.h"
+#include "common/result.h"
 #include "worker/collective/collective.h"
 #include "worker/model/state.h"
 
@@ -18,8 +19,9 @@ namespace tessera::trainer {
 
 class Reduction {
  public:
-  // Buffers lie in the arena, which must outlive it.
-  static std::unique_ptr<Reduction> make(const FunctionConfig& function, const model::Layout& layout, collective::SharedArena& arena);
+  // Buffers lie in the arena, which must outlive it; for a GPU, in its memory.
+  // Errors: kFixConfig for fixed32 on a GPU.
+  static Result<std::unique_ptr<Reduction>> make(const FunctionConfig& function, const model::Layout& layout, collective::SharedArena& arena, const std::string& device);
   virtual ~Reduction() = default;
 
   virtual void begin(const model::State& state, const TileRange& range) = 0;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/block_size.h"
+#include "worker/model/backend.h"
 
 namespace tessera::trainer {
 namespace {
@@ -44,8 +45,8 @@ Result<std::unique_ptr<model::Engine>> warm_engine(const FunctionConfig& functio
   const MaskCounts counts = mask_counts(function.masks);
   for (int64_t i = 0; i < counts.contexts; ++i) tile.contexts.push_back(mask(std::max<int64_t>(1, patches / 2)));
   for (int64_t i = 0; i < counts.targets; ++i) tile.targets.push_back(mask(std::max<int64_t>(1, patches / 5)));
-  const model::State state = model::State::empty(function);
-  model::FlatBuffers gradient = model::make_buffers(state.layout);
+  const model::State state = model::to_device(model::State::empty(function), function.precision, device);
+  model::FlatBuffers gradient = model::make_buffers(state.layout, device);
   engine->gradient(state, tile, gradient, false);
   return engine;
 }

@@ -4,6 +4,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/model/backend.h"
 #include "worker/trainer/tile.h"
 #include "worker/trainer/trainer.h"
 
@@ -163,12 +164,18 @@ void Trainer::apply(EmaBy by) {
   writer_->wait_copied();  // the state changes from here on
   const optimizer::StepRates rates = schedule_->at(state_->step);
   const bool skipped = !facts_.summary.finite;
-  optimizer::apply_adamw(*state_, reduction_->whole(), float(1.0 / double(function_.batch.tiles)), rates, function_.optimizer, skipped);
+  const float scale = float(1.0 / double(function_.batch.tiles));
+  const bool shared = by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast" && world_->size() > 1, gpu = model::on_device(state_->weights);
+  const bool fused = gpu && !shared && !skipped;  // weights and target in one pass
+  if (fused) optimizer::apply_on_device(*state_, reduction_->whole(), scale, rates, function_.optimizer, true);
+  else optimizer::apply_adamw(*state_, reduction_->whole(), scale, rates, function_.optimizer, skipped);
   reduction_->advance(*state_);
   prepared_ = false;
   if (skipped && function_.masks.mode != "reference") return;  // the published code averages on a skipped step too
-  if (by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast" && world_->size() > 1) {
+  if (shared) {
     distribute_target(rates.ema);
+  } else if (gpu) {
+    if (!fused) optimizer::ema_on_device(*state_, rates.ema);
   } else {
     optimizer::ema_slice(*state_, rates.ema, 0, state_->layout.target_floats, bounce_.get());
     adopt_target(*state_, bounce_.get());
@@ -181,6 +188,7 @@ void Trainer::apply(EmaBy by) {
 void Trainer::distribute_target(double momentum) {
   const int64_t n = state_->layout.target_floats;
   const auto [first, last] = collective::slice_of(n, world_->size(), world_->rank);
+  if (!bounce_) bounce_ = device_floats(n, options_.device);  // on a GPU not before it is needed
   optimizer::ema_slice(*state_, momentum, first, last, bounce_.get() + first);
   target_on_its_way_ = true;
   collective::Collective& collective = *world_->collective;

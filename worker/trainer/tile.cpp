@@ -1,7 +1,10 @@
 #include "worker/trainer/tile.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <cstring>
+
+#include "worker/model/backend.h"
 
 namespace tessera::trainer {
 namespace {
@@ -30,9 +33,16 @@ void adopt_target(model::State& state, const float* target) {
   const float* from = target;
   for (auto& buffer : state.target) {
     if (!buffer.defined()) continue;
-    std::memcpy(buffer.mutable_data_ptr(), from, size_t(buffer.numel()) * sizeof(float));
+    if (buffer.is_cuda()) buffer.copy_(at::from_blob(const_cast<float*>(from), {buffer.numel()}, buffer.options()));
+    else std::memcpy(buffer.mutable_data_ptr(), from, size_t(buffer.numel()) * sizeof(float));
     from += buffer.numel();
   }
+  if (model::on_device(state.weights)) model::backend()->refresh_target(state);
+}
+
+std::shared_ptr<float> device_floats(int64_t n, const std::string& device) {
+  const at::Tensor memory = at::empty({n}, at::TensorOptions().dtype(at::kFloat).device(c10::Device(device)));
+  return {memory.mutable_data_ptr<float>(), [memory](float*) {}};
 }
 
 }  // namespace tessera::trainer

@@ -6,6 +6,7 @@
 #include "common/block_size.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/model/backend.h"
 
 namespace tessera::trainer {
 
@@ -78,11 +79,12 @@ Status Trainer::set_up(const proto::TrainerWelcome& welcome) {
     engine_ = std::move(options_.warm->engine);
   } else {
     link_.report({}, -1, -1, proto::Phase::kWarmUp);
+    TESSERA_TRY(model::prepare_device(options_.device, &function_));
     TESSERA_ASSIGN(engine_, warm_engine(function_, options_.device));
   }
   const auto layout = model::Layout::make(function_);
-  reduction_ = Reduction::make(function_, layout, arena_);
-  bounce_ = std::static_pointer_cast<float>(arena_.allocate(layout.target_floats * int64_t(sizeof(float))));
+  TESSERA_ASSIGN(reduction_, Reduction::make(function_, layout, arena_, options_.device));
+  if (!model::is_cuda(options_.device)) bounce_ = std::static_pointer_cast<float>(arena_.allocate(layout.target_floats * int64_t(sizeof(float))));
   schedule_.emplace(function_, RunLength{welcome.steps_per_epoch, welcome.total_steps, welcome.warmup_steps});
   fetcher_ = std::make_unique<Fetcher>(function_, operation_.host_prefetch_bytes, options_.worker_id, operation_.transport);
   link_.on_assignment([this](const proto::ShardAssignment& assignment) { fetcher_->set_loaders(assignment); });

@@ -1,5 +1,8 @@
 // How a trainer enters a generation: mesh, state, and the proof that all ranks hold the same.
+#include <algorithm>
+
 #include "common/log.h"
+#include "worker/model/backend.h"
 #include "worker/trainer/session.h"
 #include "worker/trainer/trainer.h"
 
@@ -7,6 +10,7 @@ namespace tessera::trainer {
 namespace {
 
 constexpr Millis kConnectMs = 15000, kTransferMs = 60000;
+constexpr Millis kCollectiveMs = 600000;  // a stuck one is found by the phases (DESIGN section 4); this is the last resort
 
 }  // namespace
 
@@ -50,7 +54,11 @@ Status Trainer::connect() {
     std::vector<collective::MeshPeer> peers;
     for (const auto& member : world_->start.members) peers.push_back({member.rank, member.mesh_address, member.incarnation});
     TESSERA_ASSIGN(world_->mesh, collective::Mesh::connect(listener_, welcome_.run_id, world_->start.generation, world_->rank, peers, abort_, kConnectMs));
-    world_->collective = collective::make_host(*world_->mesh, tiles, 0, operation_.transport == "tcp" ? collective::Transport::kTcp : collective::Transport::kAuto, &arena_);
+    if (model::is_cuda(options_.device)) {
+      TESSERA_ASSIGN(world_->collective, model::backend()->make_collective(*world_->mesh, abort_, tiles, options_.device, kCollectiveMs));
+    } else {
+      world_->collective = collective::make_host(*world_->mesh, tiles, 0, operation_.transport == "tcp" ? collective::Transport::kTcp : collective::Transport::kAuto, &arena_);
+    }
   } else {
     world_->collective = collective::make_single(tiles);
   }
@@ -72,9 +80,9 @@ Status Trainer::bring_state() {
   writer_->wait_copied();
   if (!survivor) state_.reset();
   Status done;
-  if (entry == Entry::kInitial) state_ = model::State::initial(function_);
+  if (entry == Entry::kInitial) state_ = model::to_device(model::State::initial(function_), function_.precision, options_.device);
   if (entry == Entry::kLoad) done = load_state(start);
-  if (entry == Entry::kReceive) state_ = model::State::empty(function_);
+  if (entry == Entry::kReceive) state_ = model::State::empty(function_);  // on the host until it has come
   lineage_ = start.lineage;
   if (done && start.source == proto::StateSource::kPeer) done = transfer_state(entry == Entry::kReceive);
   if (done) done = compare_digests();
@@ -91,7 +99,7 @@ Status Trainer::load_state(const proto::WorldStart& start) {
     cause_.bad_checkpoint = true;
     return fail(ErrorCode::kRebuildWorld, read.error().message);
   }
-  state_ = std::move(*read);
+  state_ = model::to_device(std::move(*read), function_.precision, options_.device);
   world_->snapshot_at = state_->step;
   log_info("state[{}] read from {}", state_->step, start.checkpoint_path);
   return {};
@@ -117,11 +125,16 @@ Status Trainer::transfer_state(bool needed) {
   std::vector<Need> needs(world);
   needs[self] = {needed, state_->adam_steps};
   TESSERA_TRY(world_->mesh->all_to_all(needs, kTransferMs));
+  // A GPU's state goes by way of the host: NCCL's communicator has just been made, and this is seconds, once.
+  const bool sends = self == source && std::any_of(needs.begin(), needs.end(), [](const Need& n) { return n.needs; });
+  std::optional<model::State> copy;
+  if (sends && model::on_device(state_->weights)) copy = model::to_host(*state_);
+  model::State& host = copy ? *copy : *state_;
   std::vector<collective::Piece> pieces;
-  for (auto* role : {&state_->weights, &state_->target, &state_->exp_avg, &state_->exp_avg_sq})
+  for (auto* role : {&host.weights, &host.target, &host.exp_avg, &host.exp_avg_sq})
     for (auto& buffer : *role)
       if (buffer.defined()) pieces.push_back({buffer.mutable_data_ptr(), size_t(buffer.numel()) * sizeof(float)});
-  for (auto* table : {&state_->target_position, &state_->exponents})
+  for (auto* table : {&host.target_position, &host.exponents})
     if (table->defined()) pieces.push_back({table->mutable_data_ptr(), table->nbytes()});
   std::vector<std::vector<collective::Piece>> out(world), in(world);
   for (size_t r = 0; r < world; ++r)
@@ -130,6 +143,7 @@ Status Trainer::transfer_state(bool needed) {
   TESSERA_TRY(world_->mesh->transfer(std::move(out), std::move(in), kTransferMs));
   if (needs[self].needs) {
     state_->step = world_->start.start_step, state_->adam_steps = needs[source].adam_steps;
+    state_ = model::to_device(std::move(*state_), function_.precision, options_.device);
     log_info("received state[{}] from rank {}", state_->step, source);
   }
   return {};

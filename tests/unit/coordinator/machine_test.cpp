@@ -89,6 +89,29 @@ TEST(Machine, AStepThatCrashesItsTrainerThreeTimesEndsTheRun) {
   EXPECT_THAT(run.state.reason, HasSubstr("step 0 ended its trainer 3 times (killed by SIGSEGV), the last time n/0, rank 0 of 1, which had about tiles 0 to 3"));
 }
 
+// One kind of device always; other devices of the kind only where the function promises no bits.
+TEST(Machine, MixedDevicesAreRefusedOrAllowedAndSaidSo) {
+  const auto hello = [](Group& run, const std::string& numerics_class) { run.say("n/1", 9, p::TrainerHello{"n/1", "h", kBuild, 7, "cuda:1", numerics_class, "mesh:9", 0, {}, -1}); };
+  for (const char* reduction : {"tree", "fast"}) {
+    SCOPED_TRACE(reduction);
+    Group run(1);
+    run.config.function.reduction = reduction;
+    run.state.numerics_class = "cuda;model=NVIDIA H200;sm=132";
+    hello(run, "cpu;model=EPYC");
+    ASSERT_EQ(run.sent<p::Refused>("n/1").size(), 1u);
+    EXPECT_THAT(run.sent<p::Refused>("n/1")[0].reason, HasSubstr("computes on cpu, the run on cuda"));
+    hello(run, "cuda;model=NVIDIA H100;sm=132");
+    const auto refused = run.sent<p::Refused>("n/1");
+    if (reduction == std::string("tree")) {
+      ASSERT_EQ(refused.size(), 1u);
+      EXPECT_THAT(refused[0].reason, HasSubstr("function.reduction: fast"));
+    } else {
+      EXPECT_TRUE(refused.empty());
+      EXPECT_TRUE(run.state.workers.contains("n/1"));
+    }
+  }
+}
+
 p::StepDone step_done(Step step, uint64_t batch, uint64_t state) {
   p::StepDone done;
   done.lineage = "run", done.step = step;

@@ -1,0 +1,54 @@
+// Launchers of our CUDA kernels: plain pointers to device memory and a stream, no LibTorch. Asynchronous. Each throws
+// std::runtime_error when the launch is refused (the caller's edge makes it a Result).
+#pragma once
+
+#include "worker/cuda/network_bodies.h"
+#include "worker/cuda/update_bodies.h"
+
+namespace tessera::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+// One launch of a body on `blocks` blocks. Defined in kernels.cu for the bodies named there.
+template <typename Kernel>
+void launch(const Kernel& kernel, int64_t blocks, Stream stream);
+
+template <typename T, typename N>
+void add_norm(const AddNorm<T, N>& args, int64_t rows, Stream stream) {
+  launch(args, rows, stream);
+}
+// Floats of scratch that norm_backward wants.
+inline int64_t norm_backward_scratch(int64_t rows, int64_t d) { return up(rows, kRowsPerChunk) * 3 * d; }
+// dgamma, dbeta, dsum [d]; args.partial: the scratch.
+template <typename T>
+void norm_backward(const NormBackward<T>& args, float* dgamma, float* dbeta, float* dsum, Stream stream) {
+  const int64_t chunks = up(args.rows, kRowsPerChunk);
+  launch(args, chunks, stream);
+  float* const to[3] = {dgamma, dbeta, dsum};
+  for (int i = 0; i < 3; ++i)
+    if (to[i]) launch(RowSums{args.partial + i * args.d, chunks, 3 * args.d, args.d, to[i]}, up(args.d, 32), stream);
+}
+inline int64_t column_scratch(int64_t rows, int64_t d) { return up(rows, kRowsPerSum) * d; }
+// Walks rows [rows, d] and sums its columns into sum [d].
+template <typename Walk>
+void columns(const Walk& walk, int64_t rows, int64_t d, float* scratch, float* sum, Stream stream) {
+  const int64_t chunks = up(rows, kRowsPerSum);
+  launch(Columns<Walk>{walk, rows, d, scratch}, chunks * up(d, kColumnsPerBlock), stream);
+  launch(RowSums{scratch, chunks, d, d, sum}, up(d, 32), stream);
+}
+template <typename T>
+void gelu_forward(const T* before, T* after, int64_t n, Stream stream) {
+  launch(Gelu<T>{before, after, n}, up(n, 2 * kPairsPerThread * Gelu<T>::kThreads), stream);
+}
+inline int64_t loss_blocks(int64_t n) { return up(n, kPerLossThread * LossPart::kThreads); }
+// args.partial: loss_blocks(n) doubles; sum: one.
+inline void loss(const LossPart& args, double* sum, Stream stream) {
+  launch(args, loss_blocks(args.n), stream);
+  launch(SumOfParts<double>{args.partial, loss_blocks(args.n), 1, sum}, 1, stream);
+}
+template <typename F>
+void each(const F& function, int64_t n, Stream stream) {
+  if (n > 0) launch(Each<F>{function, n}, up(n, Each<F>::kPerThread * Each<F>::kThreads), stream);
+}
+
+}  // namespace tessera::cuda
