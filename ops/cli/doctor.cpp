@@ -75,12 +75,7 @@ Finding open_files() {
 }
 
 Finding devices() {
-  int count = 0;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev", error)) {
-    const std::string name = entry.path().filename().string();
-    count += name.size() > 6 && name.starts_with("nvidia") && name.find_first_not_of("0123456789", 6) == std::string::npos;
-  }
+  const int count = count_gpus("/dev");
   const std::string cores = std::to_string(std::max(1u, std::thread::hardware_concurrency())) + " cores";
   if (count == 0) return {"devices", "ok", cores + ", no NVIDIA GPU"};
   return {"devices", kWithCuda ? "ok" : "warning", cores + ", " + std::to_string(count) + " NVIDIA GPUs" + (kWithCuda ? "" : ", but this build has no CUDA code (TESSERA_CUDA=on)")};

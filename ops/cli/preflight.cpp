@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <netdb.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -75,6 +76,23 @@ Status check_disk(const Config& config, const std::string& run_dir) {
   if (available >= one * count + kRoomForLogs) return {};
   return fail(ErrorCode::kIo, "[disk] " + run_dir + " has " + human_bytes(available) + " free; " + std::to_string(count) + " checkpoints of " + human_bytes(one) +
                                   " each and the logs need " + human_bytes(one * count + kRoomForLogs) + "; free space, lower operation.checkpoint.keep_last, or set operation.run_dir");
+}
+
+int count_gpus(const std::string& folder) {
+  int count = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    count += name.size() > 6 && name.starts_with("nvidia") && name.find_first_not_of("0123456789", 6) == std::string::npos;
+  }
+  return count;
+}
+
+Status check_devices(const OperationConfig& operation, int gpus) {
+  if (operation.device != "cuda" || gpus >= operation.workers) return {};
+  const std::string there = gpus == 0 ? "no NVIDIA GPU" : std::to_string(gpus) + " NVIDIA GPU" + (gpus == 1 ? "" : "s");
+  return fail(ErrorCode::kFixConfig, "operation.device is cuda, but this machine has " + there + " (/dev/nvidia*) and operation.workers asks for " + std::to_string(operation.workers) +
+                                         ": set operation.device: cpu" + (gpus > 0 ? ", or operation.workers: " + std::to_string(gpus) : ""));
 }
 
 Status check_programs() {

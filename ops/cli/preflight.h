@@ -25,6 +25,11 @@ Status check_ports(const OperationConfig& operation);
 // Error kIo: keep_last + 1 checkpoints do not fit on the file system of run_dir.
 Status check_disk(const Config& config, const std::string& run_dir);
 
+// NVIDIA GPUs among the device files of `folder` (/dev).
+int count_gpus(const std::string& folder);
+// Error kFixConfig: operation.device is cuda and `gpus` are fewer than operation.workers. What else a GPU may lack its trainer says.
+Status check_devices(const OperationConfig& operation, int gpus);
+
 // Error kUnavailable when a program that a local run needs is not built.
 Status check_programs();
 

@@ -79,6 +79,7 @@ Result<Plan> make_plan(const UpOptions& options, SignalWatch& signals) {
   TESSERA_ASSIGN(plan.start, decide_start(request, on_disk, holds_run));
   if (plan.start.action == StartAction::kShowSummary) return plan;
   TESSERA_TRY(check_programs());
+  TESSERA_TRY(check_devices(operation, count_gpus("/dev")));
   TESSERA_TRY(check_ports(operation));
   TESSERA_TRY(check_disk(plan.config, plan.start.run_dir));
   if (!data) TESSERA_TRY(index());

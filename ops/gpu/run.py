@@ -86,19 +86,21 @@ def bench(*arguments):
 
 
 def up(folder, device, steps, *more):
-    return [BIN / "tessera", "up", HERE / "share/configs/quickstart.yaml", "--set", f"operation.run_dir={folder}", "--set", f"operation.device={device}", "--set", "operation.workers=1",
-            "--set", "operation.evaluate.at_end=none", "--set", f"operation.checkpoint.every_steps={steps // 2}", "--steps", str(steps), *more]
+    settings = {"operation.run_dir": folder, "operation.device": device, "operation.workers": 1, "operation.evaluate.at_end": "none", "operation.checkpoint.every_steps": 50, "operation.data_path": "scenes:1000:64",
+                "function.precision": "published"}
+    return [BIN / "tessera", "up", HERE / "share/configs/quickstart.yaml", *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")], "--steps", str(steps), *more]
 
 
 def jobs(gpu, work):
     yield {"name": "kernel bodies on the CPU", "kind": "test", "command": [BIN / "cuda_test"], "gtest": True, "limit": 60}
+    yield {"name": "a run on the CPU, 20 steps", "kind": "test", "command": up(work / "cpu", "cpu", 20), "limit": 90}
     if not gpu:
         yield {"name": "what a user reads without a GPU", "kind": "test-refusal", "command": bench("step", "--model", "vit_tiny"), "limit": 60, "keep": True}
         return
     yield {"name": "kernels, engine, update, checkpoints", "kind": "test", "command": [BIN / "gpu_test"], "gtest": True, "limit": 180}
     yield {"name": "NCCL", "kind": "test", "command": [BIN / "nccl_test"], "gtest": True, "limit": 90}
     yield {"name": "a run on the GPU, 120 steps", "kind": "test", "command": up(work / "gpu", "cuda", 120), "limit": 90, "keep": True}
-    yield {"name": "the run resumed, 60 steps more", "kind": "test", "command": up(work / "gpu", "cuda", 180), "limit": 60, "keep": True}
+    yield {"name": "the run resumed, 60 steps more", "kind": "test", "command": up(work / "gpu", "cuda", 180, "--resume"), "limit": 60, "keep": True}
     for model, patch, tile, width, depth in MODELS:
         shape = ["--model", model, "--patch", str(patch), "--tile", str(tile), "--predictor-dim", str(width), "--predictor-depth", str(depth), "--precision", "published"]
         yield {"name": f"step {model}/{patch}", "kind": "bench", "command": bench("step", *shape, "--repeats", "10"), "json": True, "limit": 60}

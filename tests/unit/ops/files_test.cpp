@@ -9,6 +9,7 @@
 #include "ops/cli/chaos.h"
 #include "ops/cli/checkpoint_files.h"
 #include "ops/cli/ledger.h"
+#include "ops/cli/preflight.h"
 #include "ops/cli/run_folder.h"
 #include "ops/cli/summary.h"
 #include "tests/unit/ops/support.h"
@@ -226,6 +227,21 @@ TEST(Ledger, BeginsWithTheRootOfAnImportedLineage) {
   EXPECT_EQ(report.steps_committed, 3);
   EXPECT_EQ(report.samples_expected, 24);
   EXPECT_EQ(check_ledger({row(5), row(7)}, {}, 8, 5, 5).lost, 8);
+}
+
+TEST(Preflight, GpusAreCountedAndTooFewAreRefused) {
+  TempFolder dev;
+  for (const char* name : {"nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"}) write_text(dev.path + "/" + name, "");
+  EXPECT_EQ(count_gpus(dev.path), 2);
+  EXPECT_EQ(count_gpus(dev.path + "/none"), 0);
+  OperationConfig operation;
+  operation.workers = 2;
+  EXPECT_TRUE(check_devices(operation, 0));
+  operation.device = "cuda";
+  EXPECT_TRUE(check_devices(operation, 2));
+  EXPECT_EQ(check_devices(operation, 0).error().code, ErrorCode::kFixConfig);
+  EXPECT_NE(check_devices(operation, 0).error().message.find("no NVIDIA GPU"), std::string::npos);
+  EXPECT_NE(check_devices(operation, 1).error().message.find("operation.workers: 1"), std::string::npos);
 }
 
 }  // namespace
