@@ -109,7 +109,7 @@ Result<nlohmann::json> run(const Options& o) {
     engine->gradient(state, tile, gradient, false);
     const auto evaluated = Clock::now();
     const bool finite = optimizer::summarize(state, gradient, 1.0f).finite;
-    if (gpu && finite) optimizer::apply_on_device(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, true);  // the target too
+    if (gpu && finite) optimizer::apply_with_target(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer);  // the target too
     else optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, !finite);
     if (gpu) model::backend()->wait();
     const auto updated = Clock::now();
