@@ -6,6 +6,7 @@
 #include <map>
 
 #include "common/config.h"
+#include "ops/cli/bench_train.h"
 #include "ops/cli/chaos.h"
 #include "ops/cli/commands.h"
 #include "ops/cli/helpers.h"
@@ -212,6 +213,7 @@ class Commands {
 };
 
 int main_function(const std::vector<std::string>& words) {
+  if (words.size() > 1 && words[0] == "bench" && words[1] == "train") return bench_train_main({words.begin() + 2, words.end()});
   if (!words.empty() && kHelpers.contains(words[0])) return run_helper_command(words[0], {words.begin() + 1, words.end()});
   CLI::App app{"Tessera: deterministic elastic I-JEPA pre-training", "tessera"};
   app.require_subcommand(1);

@@ -98,7 +98,7 @@ std::vector<double> losses(const FunctionConfig& f, const std::string& device, i
     out.push_back(s.engine->gradient(s.state, tile, s.gradient, false).loss);
     const optimizer::StepRates rates{1e-3, 0.04, 0.996};
     if (on_device(s.state.weights)) {
-      optimizer::apply_on_device(s.state, s.gradient, 1.0f, rates, f.optimizer, true);
+      optimizer::apply_with_target(s.state, s.gradient, 1.0f, rates, f.optimizer);
     } else {
       optimizer::apply_adamw(s.state, s.gradient, 1.0f, rates, f.optimizer, false);
       std::vector<float> target(size_t(s.state.layout.target_floats));

@@ -56,7 +56,7 @@ TEST_F(StateGpu, TheUpdateHasTheCpusBits) {
     State host = drawn_state(f), gpu = to_device(host, f.precision, kDevice), apart = to_device(host, f.precision, kDevice);
     const FlatBuffers gradient = drawn_gradient(host), on_gpu = moved(gradient);
     const optimizer::StepRates rates{1e-3, 0.05, 0.9962};
-    optimizer::apply_on_device(gpu, on_gpu, 0.25f, rates, f.optimizer, true);
+    optimizer::apply_with_target(gpu, on_gpu, 0.25f, rates, f.optimizer);
     optimizer::apply_adamw(host, gradient, 0.25f, rates, f.optimizer, false);
     std::vector<float> target(size_t(host.layout.target_floats));
     optimizer::ema_slice(host, rates.ema, 0, host.layout.target_floats, target.data());
@@ -86,7 +86,7 @@ TEST_F(StateGpu, ACheckpointResumesWithTheSameBits) {
   FlatBuffers gradient = make_buffers(state.layout, kDevice);
   const auto step = [&](State& s, uint64_t seed) {
     engine->gradient(s, test::make_tile(f, 8, 20, 9, seed), gradient, false);
-    optimizer::apply_on_device(s, gradient, 1.0f, {1e-3, 0.04, 0.996}, f.optimizer, true);
+    optimizer::apply_with_target(s, gradient, 1.0f, {1e-3, 0.04, 0.996}, f.optimizer);
   };
   step(state, 1);
   backend()->wait();

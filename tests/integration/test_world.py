@@ -56,6 +56,30 @@ class SameBits(WorldTest):
                 three = self.run_once("--workers", "3", "--loaders", "2", sets=sets + ["operation.loader_threads=2"], name=name + "-3")
                 self.assertEqual((one["state_digest"], one["batch_digest"]), (three["state_digest"], three["batch_digest"]))
 
+    def test_context_lengths_are_multiples_when_asked(self):
+        """function.masks.context_multiple reaches the trainers: every step's context is cut to a multiple, same bits for two workers."""
+        sets = ["function.masks.context_multiple=4", "function.steps=6", "function.warmup_steps=1"]
+        one = self.run_once("--workers", "1", sets=sets, name="multiple1")
+        up = self.up("--workers", "2", sets=sets, name="multiple2")
+        two = up.finish()
+        self.assertEqual((one["state_digest"], one["batch_digest"]), (two["state_digest"], two["batch_digest"]))
+        lengths = [json.loads(line)["context_length"] for line in (up.run_dir / "metrics.jsonl").read_text().splitlines()]
+        self.assertEqual(len(lengths), 6)
+        self.assertTrue(all(length > 0 and length % 4 == 0 for length in lengths), lengths)
+
+    def test_gradients_that_are_not_finite_are_skipped_by_all_and_end_the_run(self):
+        """Weights that grow beyond fp32 (a decay of a million a step): every rank skips, the run stops after max_skipped_steps in a row."""
+        sets = ["function.optimizer.lr=100", "function.optimizer.start_lr=100", "function.optimizer.final_lr=100", "function.optimizer.weight_decay=100", "function.optimizer.final_weight_decay=100",
+                "operation.max_skipped_steps=3", "operation.checkpoint.every_steps=0"]
+        up = self.up("--workers", "2", sets=sets, name="notfinite")
+        up.finish(expect=80)
+        steps = [json.loads(line) for line in (up.run_dir / "metrics.jsonl").read_text().splitlines()]
+        skipped = [step["skipped"] for step in steps]
+        self.assertEqual(skipped[-3:], [True] * 3)
+        self.assertFalse(skipped[0], "the first gradient is an ordinary one")
+        self.assertEqual(len({step["state_digest"] for step in steps[-3:]}), 1, "a skipped step changes neither weights nor moments")
+        self.assertIn("3 steps in a row had a gradient that is not finite", up.stderr())
+
     def test_integer_sums_keep_the_bits_for_any_number_of_workers_and_a_kill(self):
         """function.reduction fixed32: 1 to 5 workers, one killed in mid-run, and a checkpoint resumed with another number."""
         sets = ["function.reduction=fixed32", "function.steps=14", "operation.checkpoint.every_steps=4"]

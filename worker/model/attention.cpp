@@ -2,54 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-// Sixteen lanes: one AVX-512 register, two of AVX2. GCC's vector extension keeps the code portable; the clones choose the
-// instructions when the program starts.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TESSERA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define TESSERA_CLONES
-#endif
-#define TESSERA_INLINE __attribute__((always_inline)) static inline
+#include "worker/model/lanes.h"
 
 namespace tessera::model::kernels {
 namespace {
 
-constexpr int64_t kLanes = 16;
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t VecInt __attribute__((vector_size(64)));
-
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-TESSERA_INLINE void load(Vec& v, const float* from) { v = *reinterpret_cast<const Vec*>(from); }
-TESSERA_INLINE void store(float* to, const Vec& v) { *reinterpret_cast<Vec*>(to) = v; }
-
-TESSERA_INLINE float fold(const Vec& v) {
-  float eight[8], four[4];
-  for (int i = 0; i < 8; ++i) eight[i] = v[i] + v[i + 8];
-  for (int i = 0; i < 4; ++i) four[i] = eight[i] + eight[i + 4];
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// e^x to about 1e-7 relative (Cephes' expf): 2^n times a polynomial on [-ln2/2, ln2/2]. Below -87: e^-87.
-TESSERA_INLINE void exp_in_place(Vec& x) {
-  constexpr float kLow = -87.0f, kHigh = 88.0f, kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
-  x = x < kLow ? Vec{} + kLow : x;
-  x = x > kHigh ? Vec{} + kHigh : x;
-  const Vec n = (x * 1.44269504088896341f + kRound) - kRound;
-  const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const VecInt power = (__builtin_convertvector(n, VecInt) + 127) << 23;
-  Vec scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  x = p * scale;
-}
 
 // C [R, 16 V] = A [R, inner] B [inner, 16 V]; A by strides, B and C by rows.
 template <int R, int V>
@@ -84,23 +43,40 @@ TESSERA_INLINE void product(const float* a, int64_t a_row, int64_t a_column, con
   for (; j < columns; j += kLanes) rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, count, inner);
 }
 
+TESSERA_INLINE float widened(float x) { return x; }
+TESSERA_INLINE float widened(Half x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
 // Rows of a head out of a packed matrix into [tokens, width], padded with zeros to width.
-TESSERA_INLINE void take(const float* from, int64_t stride, int64_t tokens, int64_t e, int64_t width, float scale, float* to) {
-  for (int64_t i = 0; i < tokens; ++i) {
-    for (int64_t j = 0; j < e; ++j) to[i * width + j] = from[i * stride + j] * scale;
-    for (int64_t j = e; j < width; ++j) to[i * width + j] = 0;
-  }
+template <typename T>
+TESSERA_INLINE void take(const T* from, int64_t stride, int64_t tokens, int64_t e, int64_t width, float scale, float* to) {
+  for (int64_t i = 0; i < tokens; ++i)
+    for (int64_t j = 0; j < width; j += kLanes) {
+      Vec v;
+      load(v, from + i * stride + j, e - j);
+      store(to + i * width + j, v * scale);
+    }
 }
 // The same transposed: [e, columns].
-TESSERA_INLINE void take_transposed(const float* from, int64_t stride, int64_t tokens, int64_t e, int64_t columns, float* to) {
+template <typename T>
+TESSERA_INLINE void take_transposed(const T* from, int64_t stride, int64_t tokens, int64_t e, int64_t columns, float* to) {
   for (int64_t j = 0; j < e; ++j)
     for (int64_t i = tokens; i < columns; ++i) to[j * columns + i] = 0;
   for (int64_t i = 0; i < tokens; ++i)
-    for (int64_t j = 0; j < e; ++j) to[j * columns + i] = from[i * stride + j];
+    for (int64_t j = 0; j < e; ++j) to[j * columns + i] = widened(from[i * stride + j]);
 }
-TESSERA_INLINE void give(const float* from, int64_t width, int64_t tokens, int64_t e, float scale, float* to, int64_t stride) {
+template <typename T>
+TESSERA_INLINE void give(const float* from, int64_t width, int64_t tokens, int64_t e, T* to, int64_t stride) {
   for (int64_t i = 0; i < tokens; ++i)
-    for (int64_t j = 0; j < e; ++j) to[i * stride + j] = from[i * width + j] * scale;
+    for (int64_t j = 0; j < e; j += kLanes) {
+      Vec v;
+      load(v, from + i * width + j);
+      store(to + i * stride + j, v, e - j);
+    }
 }
 
 // exp(row - shift) over the first n of `columns` values, zero behind them; returns the sum.
@@ -134,21 +110,25 @@ TESSERA_INLINE float largest(const float* row, int64_t n) {
   return out;
 }
 
+template <typename T>
+TESSERA_INLINE float dot(const T* a, const T* b, int64_t count) {
+  Vec sum{};
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec left, right;
+    load(left, a + j, count - j), load(right, b + j, count - j);
+    sum = sum + left * right;
+  }
+  return fold(sum);
+}
+
 struct Sizes {
   int64_t n, e, columns, width, packed, joined;
   explicit Sizes(const AttentionShape& s)
       : n(s.tokens), e(s.head_dim), columns(padded(s.tokens)), width(padded(s.head_dim)), packed(3 * s.heads * s.head_dim), joined(s.heads * s.head_dim) {}
 };
 
-}  // namespace
-
-int64_t attention_scratch_floats(const AttentionShape& shape) {
-  const Sizes s(shape);
-  return 2 * s.n * s.columns + 2 * s.e * s.columns + 6 * s.n * s.width;
-}
-
-TESSERA_CLONES
-void attention_forward(const AttentionShape& shape, const float* qkv, int64_t first, int64_t last, float* out, float* lse, float* scratch) {
+template <typename T>
+TESSERA_INLINE void forward(const AttentionShape& shape, const T* qkv, int64_t first, int64_t last, T* out, float* lse, float* scratch) {
   const Sizes s(shape);
   const float scale = 1.0f / std::sqrt(float(s.e));
   float* logits = scratch;
@@ -158,7 +138,7 @@ void attention_forward(const AttentionShape& shape, const float* qkv, int64_t fi
   float* answer = value + s.n * s.width;
   for (int64_t pair = first; pair < last; ++pair) {
     const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
-    const float* q = qkv + sequence * s.n * s.packed + head * s.e;
+    const T* q = qkv + sequence * s.n * s.packed + head * s.e;
     take(q, s.packed, s.n, s.e, s.width, scale, query);
     take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
     take(q + 2 * s.joined, s.packed, s.n, s.e, s.width, 1.0f, value);
@@ -170,13 +150,12 @@ void attention_forward(const AttentionShape& shape, const float* qkv, int64_t fi
       if (lse) lse[pair * s.n + i] = top + std::log(sum);
     }
     product(logits, s.columns, 1, value, s.width, answer, s.width, s.n, s.width, s.n);
-    give(answer, s.width, s.n, s.e, 1.0f, out + sequence * s.n * s.joined + head * s.e, s.joined);
+    give(answer, s.width, s.n, s.e, out + sequence * s.n * s.joined + head * s.e, s.joined);
   }
 }
 
-TESSERA_CLONES
-void attention_backward(const AttentionShape& shape, const float* qkv, const float* out, const float* lse, const float* dout, int64_t first, int64_t last, float* dqkv,
-                        float* scratch) {
+template <typename T>
+TESSERA_INLINE void backward(const AttentionShape& shape, const T* qkv, const T* out, const float* lse, const T* dout, int64_t first, int64_t last, T* dqkv, float* scratch) {
   const Sizes s(shape);
   const float scale = 1.0f / std::sqrt(float(s.e));
   float* p = scratch;
@@ -189,10 +168,10 @@ void attention_backward(const AttentionShape& shape, const float* qkv, const flo
   float* answer = grad + s.n * s.width;
   for (int64_t pair = first; pair < last; ++pair) {
     const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
-    const float* q = qkv + sequence * s.n * s.packed + head * s.e;
-    const float* o = out + sequence * s.n * s.joined + head * s.e;
-    const float* d_o = dout + sequence * s.n * s.joined + head * s.e;
-    float* d_q = dqkv + sequence * s.n * s.packed + head * s.e;
+    const T* q = qkv + sequence * s.n * s.packed + head * s.e;
+    const T* o = out + sequence * s.n * s.joined + head * s.e;
+    const T* d_o = dout + sequence * s.n * s.joined + head * s.e;
+    T* d_q = dqkv + sequence * s.n * s.packed + head * s.e;
     take(q, s.packed, s.n, s.e, s.width, scale, query);
     take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
     take(q + s.joined, s.packed, s.n, s.e, s.width, scale, key);
@@ -201,18 +180,43 @@ void attention_backward(const AttentionShape& shape, const float* qkv, const flo
     product(query, s.width, 1, keys_t, s.columns, p, s.columns, s.n, s.columns, s.e);
     for (int64_t i = 0; i < s.n; ++i) exponentials(p + i * s.columns, s.n, s.columns, lse[pair * s.n + i]);
     product(p, 1, s.columns, grad, s.width, answer, s.width, s.n, s.width, s.n);  // dV = P^T dO
-    give(answer, s.width, s.n, s.e, 1.0f, d_q + 2 * s.joined, s.packed);
+    give(answer, s.width, s.n, s.e, d_q + 2 * s.joined, s.packed);
     product(grad, s.width, 1, value_t, s.columns, dp, s.columns, s.n, s.columns, s.e);  // dP = dO V^T
     for (int64_t i = 0; i < s.n; ++i) {
-      float mean = 0;  // sum_j P_ij dP_ij = dO_i . O_i
-      for (int64_t j = 0; j < s.e; ++j) mean += d_o[i * s.joined + j] * o[i * s.joined + j];
+      const float mean = dot(d_o + i * s.joined, o + i * s.joined, s.e);  // sum_j P_ij dP_ij = dO_i . O_i
       for (int64_t j = 0; j < s.columns; ++j) dp[i * s.columns + j] = p[i * s.columns + j] * (dp[i * s.columns + j] - mean);
     }
     product(dp, s.columns, 1, key, s.width, answer, s.width, s.n, s.width, s.n);  // dQ = dS K scale
-    give(answer, s.width, s.n, s.e, 1.0f, d_q, s.packed);
+    give(answer, s.width, s.n, s.e, d_q, s.packed);
     product(dp, 1, s.columns, query, s.width, answer, s.width, s.n, s.width, s.n);  // dK = dS^T Q scale
-    give(answer, s.width, s.n, s.e, 1.0f, d_q + s.joined, s.packed);
+    give(answer, s.width, s.n, s.e, d_q + s.joined, s.packed);
   }
+}
+
+}  // namespace
+
+int64_t attention_scratch_floats(const AttentionShape& shape) {
+  const Sizes s(shape);
+  return 2 * s.n * s.columns + 2 * s.e * s.columns + 6 * s.n * s.width;
+}
+
+TESSERA_CLONES
+void attention_forward(const AttentionShape& shape, const float* qkv, int64_t first, int64_t last, float* out, float* lse, float* scratch) {
+  forward(shape, qkv, first, last, out, lse, scratch);
+}
+TESSERA_CLONES
+void attention_forward(const AttentionShape& shape, const Half* qkv, int64_t first, int64_t last, Half* out, float* lse, float* scratch) {
+  forward(shape, qkv, first, last, out, lse, scratch);
+}
+TESSERA_CLONES
+void attention_backward(const AttentionShape& shape, const float* qkv, const float* out, const float* lse, const float* dout, int64_t first, int64_t last, float* dqkv,
+                        float* scratch) {
+  backward(shape, qkv, out, lse, dout, first, last, dqkv, scratch);
+}
+TESSERA_CLONES
+void attention_backward(const AttentionShape& shape, const Half* qkv, const Half* out, const float* lse, const Half* dout, int64_t first, int64_t last, Half* dqkv,
+                        float* scratch) {
+  backward(shape, qkv, out, lse, dout, first, last, dqkv, scratch);
 }
 
 }  // namespace tessera::model::kernels

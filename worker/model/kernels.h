@@ -9,7 +9,8 @@ namespace tessera::model::kernels {
 // Rows per partial sum of the affine gradients. Part of the function: a change raises function.version.
 inline constexpr int64_t kRowsPerChunk = 64;
 
-// LayerNorm backward over the last dimension: y = (x - mean) rstd gamma + beta.
+// LayerNorm backward over the last dimension: y = (x - mean) rstd gamma + beta. Written plainly: what the fused ones of
+// row_kernels.h and worker/cuda are held against.
 //   x, dy [rows, d]; mean, rstd [rows]; gamma [d]; residual [rows, d] or null: added to dx (the skip connection).
 //   out: dx [rows, d] (may be residual itself), dgamma [d], dbeta [d].
 //   scratch: 2 d * chunk_count(rows) floats.

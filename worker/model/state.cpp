@@ -1,11 +1,14 @@
 #include "worker/model/state.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <algorithm>
 #include <cmath>
 
 #include "common/philox.h"
+#include "worker/model/pieces.h"
 #include "worker/collective/fixed_point.h"
 #include "worker/model/backend.h"
 
@@ -57,16 +60,31 @@ void init_tensor(float* out, const TensorPlace& place, const FunctionConfig& f) 
 }
 
 StateDigest role_digest(const Layout& layout, const FlatBuffers& role, const std::string& prefix, bool target) {
+  std::vector<Piece> pieces = pieces_of(layout);
+  if (target) std::erase_if(pieces, [](const Piece& piece) { return piece.place->network != Network::kContextEncoder; });
+  std::vector<StateDigest> digests(pieces.size());
+  at::parallel_for(0, int64_t(pieces.size()), kPiecesPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const auto& [place, begin, count] = pieces[size_t(i)];
+      const float* values = role[size_t(place->bucket)].const_data_ptr<float>() + place->offset + begin;
+      digests[size_t(i)] = digest_elements(values, count, begin, lane_seeds(target ? place->target_name() : prefix + place->name));
+    }
+  });
   StateDigest digest;
-  for (const TensorPlace& place : layout.tensors) {
-    if (target && place.network != Network::kContextEncoder) continue;
-    const float* values = role[size_t(place.bucket)].const_data_ptr<float>() + place.offset;
-    digest += digest_elements(values, place.count, 0, lane_seeds(target ? place.target_name() : prefix + place.name));
-  }
+  for (const StateDigest& part : digests) digest += part;
   return digest;
 }
 
 }  // namespace
+
+std::vector<Piece> pieces_of(const Layout& layout) {
+  std::vector<Piece> pieces;
+  for (const TensorPlace& place : layout.tensors)
+    for (int64_t first = 0; first < place.count; first += kPieceFloats) pieces.push_back({&place, first, std::min(kPieceFloats, place.count - first)});
+  return pieces;
+}
+
+LaneSeeds gradient_seeds(const TensorPlace& place) { return lane_seeds("gradient." + place.name); }
 
 FlatBuffers make_buffers(const Layout& layout) {
   FlatBuffers out;

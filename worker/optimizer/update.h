@@ -38,12 +38,19 @@ GradientSummary summarize(const model::State& state, const model::FlatBuffers& g
 // advances state.step only.
 void apply_adamw(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool skipped);
 
-// On a GPU, not skipped: the same and, with_target, the EMA target from the new weights, in one pass over each bucket (the
-// bits of apply_adamw, then ema_slice over everything).
-void apply_on_device(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config, bool with_target);
-
 // On a GPU: the EMA target of the weights as they are, in place (after a skipped step).
 void ema_on_device(model::State& state, double momentum);
+
+// The reduced gradient's digest and summary in one pass, from memory as the update will read it.
+struct GradientFacts {
+  StateDigest digest;  // model::gradient_digest
+  GradientSummary summary;
+};
+GradientFacts examine(const model::State& state, const model::FlatBuffers& gradient, float scale);
+
+// A step that is not skipped, with the EMA target from the new weights, in one pass over each bucket: the bits of apply_adamw,
+// then of ema_slice over everything put in the target's place. For a rank that computes all of the target itself.
+void apply_with_target(model::State& state, const model::FlatBuffers& gradient, float scale, const StepRates& rates, const OptimizerConfig& config);
 
 // momentum: StepRates::ema, as it is in double (1 - m is rounded from double, as published).
 // T = m T + (1 - m) theta for floats [first, last) of the concatenated encoder buckets (bucket order), into `out`

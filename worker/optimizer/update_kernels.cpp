@@ -24,6 +24,12 @@ void ema(const float* __restrict target, const float* __restrict weights, double
 }
 
 TESSERA_CLONES
+void ema_in_place(float* __restrict target, const float* __restrict weights, double momentum, int64_t n) {
+  const float keep = float(momentum), rest = float(1.0 - momentum);
+  for (int64_t i = 0; i < n; ++i) target[i] = ema_element(target[i], weights[i], keep, rest);
+}
+
+TESSERA_CLONES
 double sum_of_squares(const float* x, int64_t n) {
   double lanes[8] = {};
   for (int64_t i = 0; i < n; i += 8) {

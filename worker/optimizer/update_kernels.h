@@ -11,6 +11,8 @@ namespace tessera::optimizer::kernels {
 void adamw(const float* g, float* p, float* m, float* v, int64_t n, const AdamW& a);
 // out = momentum * target + (1 - momentum) * weights, both factors rounded once from double as the published code does.
 void ema(const float* target, const float* weights, double momentum, int64_t n, float* out);
+// The same onto the target itself.
+void ema_in_place(float* target, const float* weights, double momentum, int64_t n);
 // Sum of squares in double over fixed chunks; NaN or Inf where an element is.
 double sum_of_squares(const float* x, int64_t n);
 // out must be neither a nor b.

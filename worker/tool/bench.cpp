@@ -1,12 +1,16 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <utility>
 
 #include "common/file.h"
 #include "common/philox.h"
@@ -25,6 +29,7 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string model = "vit_tiny", precision = "fp32", device = "cpu", config;
   int64_t patch = 16, size = 224, tile = 16, threads = 1, repeats = 7, predictor_depth = 6, predictor_dim = 384;
+  double peak_tflops = 0;  // 0: a product measured here
   bool json = false;
 };
 
@@ -71,11 +76,49 @@ int64_t peak_memory_bytes() {
 constexpr double kBf16Peak = 989.4e12, kFp32Peak = 66.9e12;
 
 struct Times {
-  std::vector<double> total, gradient, update, ema;
+  std::vector<double> total, gradient, context, target_predictor, backward, update, target;  // target: its pass alone
 };
+
+// What the largest part of the step's arithmetic could reach: a square product in the policy's type, best of five.
+double product_tflops(const std::string& precision) {
+  constexpr int64_t n = 1024;
+  const auto type = precision == "fp32" ? at::kFloat : at::kBFloat16;
+  const at::Tensor a = at::ones({n, n}, type), b = at::ones({n, n}, type), bias = at::zeros({n}, type);
+  double best = 0;
+  for (int i = 0; i < 6; ++i) {
+    const auto start = Clock::now();
+    const at::Tensor product = at::addmm(bias, a, b.t());
+    best = std::max(best, 2.0 * n * n * n / std::chrono::duration<double>(Clock::now() - start).count() / 1e12);
+  }
+  return best;
+}
+
+// A gradient, with the moments that its hooks tell.
+void time_gradient(model::Engine& engine, const model::State& state, const model::Tile& tile, model::FlatBuffers& gradient, bool keep, Times& t) {
+  const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
+  const auto start = Clock::now();
+  auto context = start, forward = start;
+  bool backward = false;  // the first whole bucket is the predictor's last layer: a small part of the way
+  model::GradientHooks hooks;
+  hooks.before_target = [&] { context = Clock::now(); };
+  hooks.bucket_ready = [&](size_t) {
+    if (!std::exchange(backward, true)) forward = Clock::now();
+  };
+  engine.gradient(state, tile, gradient, false, hooks);
+  const auto end = Clock::now();
+  if (keep) t.gradient.push_back(seconds(start, end)), t.context.push_back(seconds(start, context)), t.target_predictor.push_back(seconds(context, forward)), t.backward.push_back(seconds(forward, end));
+}
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+// Medians. On a GPU the moments within a gradient pass when they are queued: only its end says something.
+nlohmann::json split_of(const Times& t, bool gpu) {
+  nlohmann::json split{{"gradient", median(t.gradient)}, {"update", median(t.update)}};
+  if (gpu) return split;
+  split["target"] = median(t.target), split["context"] = median(t.context), split["predictor"] = std::max(0.0, median(t.target_predictor) - median(t.target)), split["backward"] = median(t.backward);
+  return split;
 }
 
 Result<FunctionConfig> function_of(const Options& o) {
@@ -102,32 +145,28 @@ Result<nlohmann::json> run(const Options& o) {
   model::FlatBuffers gradient = model::make_buffers(state.layout, o.device);
   const int64_t images = f.batch.tile_size;
   const model::Tile tile = make_tile(f, images);
-  std::vector<float> target(size_t(state.layout.target_floats));
   Times t;
-  for (int64_t i = 0; i < o.repeats + 1; ++i) {
+  const auto seconds_between = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
+  for (int64_t i = 0; i < o.repeats + 1; ++i) {  // the first touches memory and chooses kernels
     const auto start = Clock::now();
-    engine->gradient(state, tile, gradient, false);
+    time_gradient(*engine, state, tile, gradient, i > 0, t);
     const auto evaluated = Clock::now();
-    const bool finite = optimizer::summarize(state, gradient, 1.0f).finite;
-    if (gpu && finite) optimizer::apply_on_device(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, true);  // the target too
-    else optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer, !finite);
+    if (optimizer::examine(state, gradient, 1.0f).summary.finite) optimizer::apply_with_target(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, f.optimizer);
     if (gpu) model::backend()->wait();
     const auto updated = Clock::now();
-    if (!gpu) optimizer::ema_slice(state, 0.996, 0, state.layout.target_floats, target.data());
-    const auto done = Clock::now();
-    if (i == 0) continue;  // the first touches memory and chooses kernels
-    const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
-    t.total.push_back(seconds(start, done)), t.gradient.push_back(seconds(start, evaluated));
-    t.update.push_back(seconds(evaluated, updated)), t.ema.push_back(seconds(updated, done));
+    if (i > 0) t.total.push_back(seconds_between(start, updated)), t.update.push_back(seconds_between(evaluated, updated));
+    const auto alone = Clock::now();
+    if (i > 0 && !gpu) engine->features(state, tile.pixels, false), t.target.push_back(seconds_between(alone, Clock::now()));
   }
-  const double flops = step_flops(f, tile) * double(images), seconds = median(t.total);
+  const double flops = step_flops(f, tile) * double(images), seconds = median(t.total), peak = o.peak_tflops > 0 ? o.peak_tflops : gpu ? (f.precision == "fp32" ? kFp32Peak : kBf16Peak) / 1e12 : product_tflops(f.precision);
   const auto [fastest, slowest] = std::minmax_element(t.total.begin(), t.total.end());
   return nlohmann::json{{"images_per_second", {{"min", double(images) / *slowest}, {"median", double(images) / seconds}, {"max", double(images) / *fastest}}},
                         {"seconds_per_step", seconds},
                         {"tflops", flops / median(t.gradient) / 1e12},
-                        {"mfu", gpu ? nlohmann::json(flops / seconds / (f.precision == "fp32" ? kFp32Peak : kBf16Peak)) : nlohmann::json(nullptr)},  // a CPU has no stated peak
+                        {"mfu", flops / seconds / 1e12 / peak},
+                        {"product_tflops", peak},
                         {"memory_bytes", gpu ? model::backend()->peak_memory_bytes() : peak_memory_bytes()},
-                        {"split", {{"gradient", median(t.gradient)}, {"update", median(t.update)}, {"ema", median(t.ema)}}},
+                        {"split", split_of(t, gpu)},
                         {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
 }
 
@@ -148,6 +187,7 @@ int bench_main(int argc, char** argv) {
   CLI::App* update = app.add_subcommand("update", "AdamW, EMA and the state digest beside memcpy");
   update->add_option("--model", o.model, "vit_tiny ... vit_giant")->capture_default_str();
   update->add_option("--config", o.config, "the function of a configuration file instead")->check(CLI::ExistingFile);
+  update->add_option("--threads", o.threads, "compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   update->add_option("--repeats", o.repeats)->check(CLI::Range(1, 100000))->capture_default_str();
   update->add_flag("--json", o.json, "one JSON object on the last line");
   CLI::App* step = app.add_subcommand("step", "gradient of one tile, AdamW and EMA, without data and communication");
@@ -166,6 +206,7 @@ int bench_main(int argc, char** argv) {
     one->add_option("--predictor-dim", o.predictor_dim)->capture_default_str();
     one->add_flag("--json", o.json, "one JSON object on the last line");
   }
+  step->add_option("--peak-tflops", o.peak_tflops, "of the device, for mfu; default: NVIDIA's figure on a GPU, a matrix product measured in this run on a CPU")->check(CLI::PositiveNumber);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -186,14 +227,15 @@ int bench_main(int argc, char** argv) {
     return 0;
   }
   if (update->parsed()) {
-    at::set_num_threads(1);
+    at::set_num_threads(int(o.threads));
     const auto function = function_of(o);
     if (!function) return report(function.error());
     const auto result = bench_update(*function, o.repeats);
     if (!result) return report(result.error());
-    char text[200];
-    std::snprintf(text, sizeof text, "AdamW %.1f GB/s (%.0f %% of memcpy's), EMA %.1f GB/s, digest %.1f ms", (*result)["gigabytes_per_second"]["adamw"].get<double>(), 100 * (*result)["of_memcpy_bandwidth"]["adamw"].get<double>(),
-                  (*result)["gigabytes_per_second"]["ema"].get<double>(), 1e3 * (*result)["seconds"]["state_digest"]["median"].get<double>());
+    char text[256];
+    const auto& rates = (*result)["gigabytes_per_second"];
+    std::snprintf(text, sizeof text, "AdamW and EMA in one pass %.1f GB/s (%.0f %% of memcpy's), AdamW %.1f, EMA %.1f, state digest %.1f, gradient's digest and norm %.1f GB/s", rates["fused"].get<double>(),
+                  100 * (*result)["of_memcpy_bandwidth"]["fused"].get<double>(), rates["adamw"].get<double>(), rates["ema"].get<double>(), rates["state_digest"].get<double>(), rates["gradient"].get<double>());
     print(*result, text, o.json);
     return 0;
   }

@@ -1,4 +1,6 @@
 // `tessera bench update`: beside a baseline that is measured in the same run.
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -18,14 +20,17 @@ json quantiles(std::vector<double> values) {
 
 }  // namespace
 
-Result<json> bench_update(const FunctionConfig& function, int64_t repeats) {
-  model::State state = model::State::initial(function);
+namespace {
+
+struct UpdateTimes {
+  std::vector<double> adamw, ema, fused, state_digest, gradient, copy;
+};
+
+UpdateTimes time_update(const FunctionConfig& function, model::State& state, int64_t floats, int64_t repeats) {
   const model::FlatBuffers gradient = model::make_buffers(state.layout);
-  std::vector<float> target(size_t(state.layout.target_floats));
-  int64_t floats = 0;
-  for (const auto& bucket : gradient) floats += bucket.numel();
-  std::vector<float> from(static_cast<size_t>(floats), 1.0f), to(static_cast<size_t>(floats));
-  std::vector<double> update, ema, digest, copy;
+  std::vector<float> target(size_t(state.layout.target_floats)), from(static_cast<size_t>(floats), 1.0f), to(static_cast<size_t>(floats));
+  UpdateTimes t;
+  const optimizer::StepRates rates{1e-4, 0.04, 0.996};
   for (int64_t i = 0; i <= repeats; ++i) {
     double at = monotonic_seconds();
     const auto lap = [&](std::vector<double>& into) {
@@ -33,22 +38,42 @@ Result<json> bench_update(const FunctionConfig& function, int64_t repeats) {
       if (i > 0) into.push_back(now - at);
       at = monotonic_seconds();
     };
-    optimizer::apply_adamw(state, gradient, 1.0f, {1e-4, 0.04, 0.996}, function.optimizer, false);
-    lap(update);
-    optimizer::ema_slice(state, 0.996, 0, state.layout.target_floats, target.data());
-    lap(ema);
+    optimizer::apply_adamw(state, gradient, 1.0f, rates, function.optimizer, false);
+    lap(t.adamw);
+    optimizer::ema_slice(state, rates.ema, 0, state.layout.target_floats, target.data());
+    lap(t.ema);
+    optimizer::apply_with_target(state, gradient, 1.0f, rates, function.optimizer);
+    lap(t.fused);
     (void)state.digest();
-    lap(digest);
+    lap(t.state_digest);
+    (void)optimizer::examine(state, gradient, 1.0f);
+    lap(t.gradient);
     std::memcpy(to.data(), from.data(), size_t(floats) * sizeof(float));
-    lap(copy);
+    lap(t.copy);
   }
-  const auto median = [](const std::vector<double>& values) { return quantiles(values)["median"].get<double>(); };
-  // AdamW reads weights, gradient and two moments and writes three of them; EMA reads two and writes one.
-  const double adamw = 7.0 * 4 * double(floats) / median(update) / 1e9, averaged = 3.0 * 4 * double(state.layout.target_floats) / median(ema) / 1e9, bandwidth = 2.0 * 4 * double(floats) / median(copy) / 1e9;
-  return json{{"seconds", {{"adamw", quantiles(update)}, {"ema", quantiles(ema)}, {"state_digest", quantiles(digest)}, {"memcpy", quantiles(copy)}}},
-              {"gigabytes_per_second", {{"adamw", adamw}, {"ema", averaged}, {"memcpy", bandwidth}}},
-              {"of_memcpy_bandwidth", {{"adamw", adamw / bandwidth}, {"ema", averaged / bandwidth}}},
-              {"settings", {{"model", function.model.name}, {"parameters", floats}, {"repeats", repeats}}}};
+  return t;
+}
+
+}  // namespace
+
+Result<json> bench_update(const FunctionConfig& function, int64_t repeats) {
+  model::State state = model::State::initial(function);
+  const int64_t target = state.layout.target_floats;
+  int64_t floats = 0;
+  for (const auto& bucket : state.weights) floats += bucket.numel();
+  const UpdateTimes t = time_update(function, state, floats, repeats);
+  // GB/s of the streams that each reads and writes: AdamW weights, gradient and two moments, of which it writes three; the
+  // EMA two and one; fused, the target once more each way; digests what they read.
+  const auto rate = [](double streams, const std::vector<double>& times) { return streams * 4 / quantiles(times)["median"].get<double>() / 1e9; };
+  const double n = double(floats), e = double(target), bandwidth = rate(2 * n, t.copy);
+  json rates{{"adamw", rate(7 * n, t.adamw)}, {"ema", rate(3 * e, t.ema)}, {"fused", rate(7 * n + 2 * e, t.fused)}, {"state_digest", rate(3 * n + e, t.state_digest)}, {"gradient", rate(n, t.gradient)}};
+  json shares;
+  for (const auto& [name, value] : rates.items()) shares[name] = value.get<double>() / bandwidth;
+  rates["memcpy"] = bandwidth;
+  return json{{"seconds", {{"adamw", quantiles(t.adamw)}, {"ema", quantiles(t.ema)}, {"fused", quantiles(t.fused)}, {"state_digest", quantiles(t.state_digest)}, {"gradient", quantiles(t.gradient)}, {"memcpy", quantiles(t.copy)}}},
+              {"gigabytes_per_second", rates},
+              {"of_memcpy_bandwidth", shares},
+              {"settings", {{"model", function.model.name}, {"parameters", floats}, {"repeats", repeats}, {"threads", at::get_num_threads()}}}};
 }
 
 }  // namespace tessera::tool

@@ -56,6 +56,7 @@ Result<int> work(const Arguments& a, std::shared_ptr<WarmEngine> warm) {
   options.hello = {a.worker_id, host.nodename, {kVersion, build_commit(), kProtocolVersion}, getpid(), a.device, model::numerics_class(a.device, a.threads),
                    a.advertise + ":" + std::to_string(listener->port()), 0, {}, -1};
   TESSERA_ASSIGN(const auto link, ControlLink::start(options, abort));
+  log_info("numerics class {}", options.hello.numerics_class);
   TrainerOptions trainer_options{a.worker_id, a.device, options.hello.numerics_class, a.threads, {}, {}, {}, {}, std::move(warm)};
   Trainer trainer(std::move(trainer_options), *link, *listener, abort);
   return trainer.run();

@@ -37,8 +37,8 @@ Status Trainer::step() {
   split_.communication += lap();
   phase(proto::Phase::kVote);
   facts_.state = state_->digest();  // after the last use of the weights
-  facts_.gradient = model::gradient_digest(state_->layout, reduction_->whole());
-  facts_.summary = optimizer::summarize(*state_, reduction_->whole(), float(1.0 / double(function_.batch.tiles)));
+  const optimizer::GradientFacts gradient = optimizer::examine(*state_, reduction_->whole(), float(1.0 / double(function_.batch.tiles)));
+  facts_.gradient = gradient.digest, facts_.summary = gradient.summary;
   split_.compute += lap();
   at(Point::kBeforeVote);
   TESSERA_ASSIGN(const Agreement agreement, vote());
@@ -166,17 +166,17 @@ void Trainer::apply(EmaBy by) {
   const bool skipped = !facts_.summary.finite;
   const float scale = float(1.0 / double(function_.batch.tiles));
   const bool shared = by == EmaBy::kAgreement && operation_.ema_distribution == "broadcast" && world_->size() > 1, gpu = model::on_device(state_->weights);
-  const bool fused = gpu && !shared && !skipped;  // weights and target in one pass
-  if (fused) optimizer::apply_on_device(*state_, reduction_->whole(), scale, rates, function_.optimizer, true);
+  const bool fused = !shared && !skipped;  // weights and target in one pass
+  if (fused) optimizer::apply_with_target(*state_, reduction_->whole(), scale, rates, function_.optimizer);
   else optimizer::apply_adamw(*state_, reduction_->whole(), scale, rates, function_.optimizer, skipped);
   reduction_->advance(*state_);
   prepared_ = false;
   if (skipped && function_.masks.mode != "reference") return;  // the published code averages on a skipped step too
   if (shared) {
     distribute_target(rates.ema);
-  } else if (gpu) {
-    if (!fused) optimizer::ema_on_device(*state_, rates.ema);
-  } else {
+  } else if (!fused && gpu) {
+    optimizer::ema_on_device(*state_, rates.ema);
+  } else if (!fused) {
     optimizer::ema_slice(*state_, rates.ema, 0, state_->layout.target_floats, bounce_.get());
     adopt_target(*state_, bounce_.get());
   }

@@ -191,6 +191,15 @@ TEST(Command, WrongFlagNamesTheNearest) {
   EXPECT_EQ(tessera(folder, "--help").code, 0);
 }
 
+TEST(Command, BenchTrainRefusesWhatItCannotMeasure) {
+  const TempFolder folder;
+  for (const char* bad : {"--steps 0", "--workers 0", "--tiels 2", "--precision fp8", "--peak-tflops -1", "--config no-such.yaml"}) EXPECT_EQ(tessera(folder, std::string("bench train ") + bad).code, 64) << bad;
+  const Outcome model = tessera(folder, "bench train --model vit_nano --json");
+  EXPECT_EQ(model.code, 78);
+  EXPECT_HAS(model.err, "function.model.name");
+  EXPECT_EQ(tessera(folder, "bench train --help").code, 0);
+}
+
 TEST(Command, WrongPathAndWrongKeyAre78) {
   const TempFolder folder;
   const Outcome path = tessera(folder, "up no-such.yaml --json");

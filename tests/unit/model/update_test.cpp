@@ -1,6 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
+#include <cstring>
 
 #include "tests/unit/model/small_model.h"
 #include "worker/optimizer/update.h"
@@ -93,6 +96,87 @@ TEST(Ema, SlicesAreTheWholeWhateverTheCuts) {
   for (int b = 0; b < place.bucket; ++b) start += s.layout.buckets[size_t(b)].size;
   const float t = s.view(s.target, place).reshape(-1)[7].item<float>(), w = s.view(s.weights, place).reshape(-1)[7].item<float>();
   EXPECT_EQ(whole[size_t(start + place.offset + 7)], 0.996f * t + float(1.0 - 0.996) * w);
+}
+
+// Element by element, one IEEE operation at a time: what no vector width, piece or thread may differ from by a bit.
+__attribute__((optimize("no-tree-vectorize"))) void adamw_scalar(const float* g, float* p, float* m, float* v, int64_t n, const kernels::AdamW& a) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float grad = g[i] * a.scale;
+    m[i] = a.beta1 * m[i] + a.rest1 * grad;
+    v[i] = a.beta2 * v[i] + a.rest2 * (grad * grad);
+    p[i] = p[i] * a.decay - a.step_size * (m[i] / (std::sqrt(v[i]) / a.root_bc2 + a.eps));
+  }
+}
+
+TEST(Kernels, AdamWHasTheBitsOfTheScalarLoop) {
+  const kernels::AdamW args{0.25f, 1.1e-3f, 0.03f, 0.9999f, 1e-8f, 0.9f, 0.999f, 0.1f, 0.001f};
+  for (const int64_t n : {1, 7, 16, 33, 1000}) {
+    std::vector<float> g(static_cast<size_t>(n)), p(g), m(g), v(g);
+    for (size_t i = 0; i < g.size(); ++i) g[i] = std::sin(float(i) * 1.7f), p[i] = std::cos(float(i)), m[i] = g[i] * 0.3f, v[i] = i % 5 == 0 ? 0.0f : p[i] * p[i];
+    std::vector<float> wanted_p = p, wanted_m = m, wanted_v = v;
+    adamw_scalar(g.data(), wanted_p.data(), wanted_m.data(), wanted_v.data(), n, args);
+    kernels::adamw(g.data(), p.data(), m.data(), v.data(), n, args);
+    EXPECT_TRUE(p == wanted_p && m == wanted_m && v == wanted_v) << n;
+    std::vector<float> apart(static_cast<size_t>(n)), in_place = wanted_m;
+    kernels::ema(wanted_m.data(), p.data(), 0.996, n, apart.data());
+    kernels::ema_in_place(in_place.data(), p.data(), 0.996, n);
+    EXPECT_EQ(in_place, apart);
+  }
+}
+
+// Larger than a piece, so that tensors are cut.
+model::State wide_state() {
+  FunctionConfig f = test::small_function();
+  f.model.embed_dim = 96, f.model.num_heads = 3;
+  return model::State::initial(f);
+}
+
+TEST(Update, FusedWithTheTargetHasTheBitsOfItsPartsForAnyThreads) {
+  const FunctionConfig f = test::small_function();
+  model::State parts = wide_state();
+  for (int step = 1; step <= 3; ++step) {
+    const StepRates rates{1e-3 * step, 0.1, 0.99};
+    const auto gradient = noise(parts.layout, uint64_t(step));
+    for (const int threads : {1, 2}) {
+      at::set_num_threads(threads);
+      model::State fused = wide_state();
+      for (int k = 1; k <= step; ++k) apply_with_target(fused, noise(parts.layout, uint64_t(k)), 0.25f, {1e-3 * k, 0.1, 0.99}, f.optimizer);
+      if (threads == 1) {
+        apply_adamw(parts, gradient, 0.25f, rates, f.optimizer, false);
+        std::vector<float> target(size_t(parts.layout.target_floats));
+        ema_slice(parts, rates.ema, 0, parts.layout.target_floats, target.data());
+        const float* from = target.data();
+        for (auto& bucket : parts.target)
+          if (bucket.defined()) std::copy(from, from + bucket.numel(), bucket.mutable_data_ptr<float>()), from += bucket.numel();
+      }
+      EXPECT_EQ(fused.digest(), parts.digest()) << step << " with " << threads;
+      EXPECT_TRUE(test::concatenated(fused.target).equal(test::concatenated(parts.target)));
+      EXPECT_EQ(fused.step, step);
+      EXPECT_EQ(fused.adam_steps, step);
+    }
+  }
+  at::set_num_threads(1);
+}
+
+TEST(Update, TheGradientIsExaminedInOnePass) {
+  const model::State s = wide_state();
+  auto gradient = noise(s.layout, 3);
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    const GradientFacts facts = examine(s, gradient, 0.5f);
+    EXPECT_EQ(facts.digest, model::gradient_digest(s.layout, gradient));
+    EXPECT_NEAR(facts.summary.norm, 0.5 * test::concatenated(gradient).to(at::kDouble).norm().item<double>(), 1e-9);
+    EXPECT_TRUE(facts.summary.finite);
+  }
+  at::set_num_threads(1);
+  const StateDigest before = examine(s, gradient, 0.5f).digest;
+  auto& place = s.layout.tensors.back();
+  float& value = gradient[size_t(place.bucket)].mutable_data_ptr<float>()[place.offset + place.count - 1];
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits ^= 1;
+  std::memcpy(&value, &bits, 4);
+  EXPECT_FALSE(examine(s, gradient, 0.5f).digest == before) << "one bit of the last element";
 }
 
 TEST(Kernels, SumOfSquaresAndAddition) {
