@@ -102,17 +102,19 @@ int64_t PictureDecoder::condition_size() const { return weights_.at("condition.m
 
 at::Tensor PictureDecoder::normal(const at::Tensor& condition_be) const { return (condition_be - weights_.at("condition.mean")) * weights_.at("condition.scale"); }
 
+at::Tensor PictureDecoder::weight(const std::string& name, const at::Tensor& like) const { return weights_.at(name).to(like.scalar_type()); }
+
 at::Tensor PictureDecoder::convolve(const std::string& name, const at::Tensor& x_bchw) const {
-  const at::Tensor& w = weights_.at(name + ".weight");
+  const at::Tensor w = weight(name + ".weight", x_bchw);
   const int64_t padding = w.size(2) / 2;
-  return at::conv2d(x_bchw, w, weights_.at(name + ".bias"), {1, 1}, {padding, padding});
+  return at::conv2d(x_bchw, w, weight(name + ".bias", x_bchw), {1, 1}, {padding, padding});
 }
 
 at::Tensor PictureDecoder::residual(const std::string& name, const at::Tensor& x_bchw, const at::Tensor& told_be) const {
   const auto norm = [&](const at::Tensor& x, const char* which) {
-    return at::group_norm(x, kGroups, weights_.at(name + which + ".weight"), weights_.at(name + which + ".bias"));
+    return at::group_norm(x, kGroups, weight(name + which + ".weight", x), weight(name + which + ".bias", x));
   };
-  const at::Tensor told = at::linear(told_be, weights_.at(name + ".told.weight"), weights_.at(name + ".told.bias")).unsqueeze(2).unsqueeze(3);
+  const at::Tensor told = at::linear(told_be, weights_.at(name + ".told.weight"), weights_.at(name + ".told.bias")).unsqueeze(2).unsqueeze(3).to(x_bchw.scalar_type());
   const int64_t c = x_bchw.size(1);
   at::Tensor y = convolve(name + ".first", at::silu(norm(x_bchw, ".norm1")));
   y = norm(y, ".norm2") * (told.narrow(1, 0, c) + 1) + told.narrow(1, c, c);
@@ -129,7 +131,7 @@ at::Tensor PictureDecoder::velocity(const at::Tensor& x_bchw, const at::Tensor& 
   const at::Tensor up = at::upsample_nearest2d(convolve("up", coarse), {fine.size(2), fine.size(3)});
   at::Tensor y = convolve("join", at::cat({fine, up}, 1));
   y = residual("fine4", residual("fine3", y, told), told);
-  return at::pixel_shuffle(convolve("leave", at::silu(at::group_norm(y, kGroups, weights_.at("last.weight"), weights_.at("last.bias")))), kFold);
+  return at::pixel_shuffle(convolve("leave", at::silu(at::group_norm(y, kGroups, weight("last.weight", y), weight("last.bias", y)))), kFold);
 }
 
 PictureDecoder PictureDecoder::train(const DecoderPairs& pairs, const DecoderTraining& o, const std::function<void(int64_t, double)>& progress) {
@@ -140,6 +142,7 @@ PictureDecoder PictureDecoder::train(const DecoderPairs& pairs, const DecoderTra
   for (auto& [name, w] : net.weights_) average.weights_[name] = w.clone(), optimizer.add(w);
   const at::Tensor mean = pairs.condition_be.mean(0), deviation = (pairs.condition_be - mean).square().mean(0).sqrt();
   for (PictureDecoder* one : {&net, &average}) one->weights_["condition.mean"] = mean, one->weights_["condition.scale"] = deviation.clamp_min(1e-6).reciprocal();
+  const at::ScalarType compute = __builtin_cpu_supports("avx512bf16") ? at::kBFloat16 : at::kFloat;
   const int64_t every = std::max<int64_t>(1, o.steps / 20);
   double recent = 0;
   for (int64_t step = 0; step < o.steps; ++step) {
@@ -150,7 +153,8 @@ PictureDecoder PictureDecoder::train(const DecoderPairs& pairs, const DecoderTra
     PhiloxStream random(uint64_t(o.seed), Purpose::kDecoder, uint64_t(step), kTimeStream);
     for (int64_t i = 0; i < x.size(0); ++i) t.mutable_data_ptr<float>()[i] = float(warped(double(random.next_float())));
     const at::Tensor wide = t.view({-1, 1, 1, 1}), x_t = start + wide * (x - start);
-    const at::Tensor loss = at::mse_loss(net.velocity(x_t, t, net.normal(pairs.condition_be.index_select(0, rows))), x - start);
+    const at::Tensor guess = net.velocity(x_t.to(compute), t, net.normal(pairs.condition_be.index_select(0, rows))).to(at::kFloat);
+    const at::Tensor loss = at::mse_loss(guess, x - start);
     loss.backward();
     optimizer.update(cosine_rate(o.lr, step, o.steps, kWarmup));
     at::NoGradGuard no_grad;
