@@ -231,9 +231,9 @@ TEST(Ledger, BeginsWithTheRootOfAnImportedLineage) {
 
 TEST(Preflight, GpusAreCountedAndTooFewAreRefused) {
   TempFolder dev;
-  for (const char* name : {"nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"}) write_text(dev.path + "/" + name, "");
-  EXPECT_EQ(count_gpus(dev.path), 2);
-  EXPECT_EQ(count_gpus(dev.path + "/none"), 0);
+  for (const char* name : {"nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"}) write_text(dev.path() + "/" + name, "");
+  EXPECT_EQ(count_gpus(dev.path()), 2);
+  EXPECT_EQ(count_gpus(dev.path() + "/none"), 0);
   OperationConfig operation;
   operation.workers = 2;
   EXPECT_TRUE(check_devices(operation, 0));
