@@ -43,18 +43,17 @@ void add_rounded(const float* __restrict g, int64_t n, float scale, float most, 
   }
 }
 
-// The largest float that is no larger than the limit: float(2^31 - 1) would be 2^31.
-float as_float(int32_t limit) {
-  const float rounded = float(limit);
-  return double(rounded) > double(limit) ? std::nextafter(rounded, 0.0f) : rounded;
-}
-
 }  // namespace
 
 int32_t limit_of(int tiles) { return int32_t(0x7fffffff / std::max(tiles, 1)); }
 
+float float_limit(int32_t limit) {
+  const float rounded = float(limit);
+  return double(rounded) > double(limit) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
 Fit add_tile(const float* g, int64_t n, int exponent, int32_t limit, bool first, int32_t* sum) {
-  const float most = as_float(limit), scale = power_of_two(exponent);
+  const float most = float_limit(limit), scale = power_of_two(exponent);
   (first ? put_rounded : add_rounded)(g, n, scale, most, sum);
   const uint32_t bits = largest_bits(g, n);
   if (bits >= kInfinity) return Fit::kNotFinite;

@@ -16,6 +16,8 @@ enum class Fit {
 
 // Largest magnitude of one tile's integer, so that `tiles` of them never overflow: (2^31 - 1) / tiles.
 int32_t limit_of(int tiles);
+// The largest float that is no larger: float(2^31 - 1) would be 2^31.
+float float_limit(int32_t limit);
 
 // sum[i] (+)= round to nearest even of g[i] 2^e, cut off at +-limit. `first`: sum is overwritten. Whatever does not fit is
 // said by the answer; the sum is then of no use.

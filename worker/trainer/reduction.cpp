@@ -7,6 +7,7 @@
 
 #include "worker/collective/fixed_point.h"
 #include "worker/model/backend.h"
+#include "worker/trainer/fixed_tensors.h"
 
 namespace tessera::trainer {
 namespace {
@@ -186,8 +187,7 @@ FlatBuffers arena_buffers(const model::Layout& layout, SharedArena& arena, at::S
 
 Result<std::unique_ptr<Reduction>> Reduction::make(const FunctionConfig& function, const model::Layout& layout, SharedArena& arena, const std::string& device) {
   const bool gpu = model::is_cuda(device);
-  if (function.reduction == "fixed32" && gpu)
-    return fail(ErrorCode::kFixConfig, "[trainer] function.reduction fixed32 is computed on CPUs only; on " + device + " set function.reduction: tree or fast");
+  if (function.reduction == "fixed32" && gpu) return make_fixed_on_device(function, layout, model::make_buffers(layout, device));
   if (function.reduction == "fixed32") return std::make_unique<FixedReduction>(function, layout, arena);
   const Maker make = [layout, &arena, device, gpu] { return gpu ? model::make_buffers(layout, device) : arena_buffers(layout, arena, at::kFloat); };
   if (function.reduction == "fast") return std::make_unique<FastReduction>(make);

@@ -20,7 +20,6 @@ namespace tessera::trainer {
 class Reduction {
  public:
   // Buffers lie in the arena, which must outlive it; for a GPU, in its memory.
-  // Errors: kFixConfig for fixed32 on a GPU.
   static Result<std::unique_ptr<Reduction>> make(const FunctionConfig& function, const model::Layout& layout, collective::SharedArena& arena, const std::string& device);
   virtual ~Reduction() = default;
 
