@@ -68,7 +68,7 @@ class SameBits(WorldTest):
         self.assertTrue(all(length > 0 and length % 4 == 0 for length in lengths), lengths)
 
     def test_gradients_that_are_not_finite_are_skipped_by_all_and_end_the_run(self):
-        """Weights that grow beyond fp32 (a decay of a million a step): every rank skips, the run stops after max_skipped_steps in a row."""
+        """Weights that grow beyond fp32 (a decay of ten thousand times a step): every rank skips, the run stops after max_skipped_steps in a row."""
         sets = ["function.optimizer.lr=100", "function.optimizer.start_lr=100", "function.optimizer.final_lr=100", "function.optimizer.weight_decay=100", "function.optimizer.final_weight_decay=100",
                 "operation.max_skipped_steps=3", "operation.checkpoint.every_steps=0"]
         up = self.up("--workers", "2", sets=sets, name="notfinite")
