@@ -178,7 +178,7 @@ Json train_report(const std::vector<Json>& steps, int64_t warm_up, const RunUse&
   Json split{{"data", data / wall}, {"compute", compute / wall}, {"communication_exposed", communication / wall}, {"checkpoint", checkpoint / wall}};
   // What compute holds, in the proportions of a tile alone: a trainer does not look at its watch within a tile.
   double parts = 0;
-  for (const char* part : {"target", "context", "predictor", "backward", "update"}) parts += shares.is_object() ? shares.value(part, 0.0) : 0.0;
+  for (const char* part : {"target", "context", "predictor", "backward", "update"}) parts += shares.is_object() && shares.contains("backward") ? shares.value(part, 0.0) : 0.0;  // on a GPU only the whole is known
   if (parts > 0)
     for (const char* part : {"target", "context", "predictor", "backward", "update"}) split[part] = compute / wall * shares.value(part, 0.0) / parts;
   // Loaders: how many cores they used, and would have to, were training never to wait.

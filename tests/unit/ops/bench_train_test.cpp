@@ -41,6 +41,7 @@ TEST(TrainReport, SaysHowManyLoaderCoresAreMissing) {
   EXPECT_NE(r["loader"]["advice"].get<std::string>().find("need 4.00"), std::string::npos);
   EXPECT_TRUE(r["mfu"].is_null());
   EXPECT_FALSE(r["split"].contains("target"));
+  EXPECT_FALSE(train_report({step(0, 1, 0, 8)}, 0, {}, function(), 1, 0, {{"gradient", 1.0}, {"update", 0.1}})["split"].contains("update")) << "of a GPU only the whole is known";
 }
 
 }  // namespace
