@@ -97,7 +97,7 @@ std::string status_page(const Json& status) {
   out += "  generation " + text_at(status, "/run/generation", "none") + ", epoch " + human_count(int64_t(number_at(status, "/progress/epoch"))) + ", " +
          human_count(int64_t(number_at(status, "/progress/images_seen"))) + " images seen\n";
   out += members(status);
-  if (const auto run = status.find("run"); run != status.end() && !run->value("placement_independent", true))
+  if (const Json::json_pointer place("/run/placement_independent"); status.contains(place) && status[place] == false)
     out += "  other bits for another number of workers (function.reduction " + text_at(status, "/run/reduction") + ")\n";
   if (const double step = number_at(status, "/checkpoint/last_step", -1); step >= 0) {
     const double age = number_at(status, "/checkpoint/age_seconds", -1);
