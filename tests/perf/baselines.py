@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from reference_step import Block, gather  # noqa: E402
+from reference_step import Block, Encoder, gather  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,24 +43,6 @@ def positions(grid, dim):
         return torch.cat([angle.sin(), angle.cos()], 1)
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     return torch.cat([one(column, dim // 2), one(row, dim // 2)], 1).float()
-
-
-class Encoder(nn.Module):
-    def __init__(self, size, patch, dim, depth, heads):
-        super().__init__()
-        self.patch, self.heads = patch, heads
-        self.embed = nn.Conv2d(3, dim, patch, patch)
-        self.register_buffer("position", positions(size // patch, dim).unsqueeze(0))
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-
-    def forward(self, images, keep=None):
-        x = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        if keep is not None:
-            x = gather(x, keep)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
 
 
 class Decoder(nn.Module):
@@ -84,10 +66,10 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, encoder, patches, width, depth, heads):
         super().__init__()
         self.encoder = encoder
-        self.decoder = Decoder(patches, encoder.patch, encoder.norm.normalized_shape[0], width, depth, heads)
+        self.decoder = Decoder(patches, encoder.embed.kernel_size[0], encoder.norm.normalized_shape[0], width, depth, heads)
 
     def forward(self, images, _labels):
-        b, p = images.size(0), self.encoder.patch
+        b, p = images.size(0), self.encoder.embed.kernel_size[0]
         wanted = F.unfold(images, p, stride=p).transpose(1, 2)
         wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6).sqrt()
         order = torch.rand(b, wanted.size(1)).argsort(1)
@@ -175,18 +157,16 @@ def hugging_face(encoder, f, out):
 
 
 def initialise(module):
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 def build(f, method, classes):
     m, p = f["model"], f["predictor"]
-    encoder = Encoder(m["image_size"], m["patch_size"], m["embed_dim"], m["depth"], m["num_heads"])
-    model = MaskedAutoencoder(encoder, (m["image_size"] // m["patch_size"]) ** 2, p["embed_dim"], p["depth"], p["num_heads"]) if method == "mae" else Supervised(encoder, classes)
+    grid = m["image_size"] // m["patch_size"]
+    encoder = Encoder(grid * grid, m["patch_size"], m["embed_dim"], m["depth"], m["num_heads"], positions(grid, m["embed_dim"]).unsqueeze(0))
+    model = MaskedAutoencoder(encoder, grid * grid, p["embed_dim"], p["depth"], p["num_heads"]) if method == "mae" else Supervised(encoder, classes)
     model.apply(initialise)
     return encoder, model
 

@@ -43,10 +43,10 @@ def gather(x, index):
 
 
 class Encoder(nn.Module):
-    def __init__(self, patches, patch, dim, depth, heads):
+    def __init__(self, patches, patch, dim, depth, heads, position=None):
         super().__init__()
         self.embed = nn.Conv2d(3, dim, patch, patch)
-        self.position = nn.Parameter(torch.randn(1, patches, dim) * 0.5, requires_grad=False)
+        self.position = nn.Parameter(torch.randn(1, patches, dim) * 0.5 if position is None else position, requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
