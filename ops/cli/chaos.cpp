@@ -89,7 +89,7 @@ class Chaos {
     out["lost"] = ledger.lost, out["repeated"] = ledger.repeated;
     out["state_digest"] = state, out["undisturbed_digest"] = calm_state;
     out["batch_digest"] = batches, out["undisturbed_batch_digest"] = calm_batches;
-    const bool same_bits = config.function.reduction != "fast";
+    const bool same_bits = promise_of(config.function) == Promise::kSameBits;
     if (!same_bits) say("only batches are compared: with function.reduction fast a step evaluated by another number of workers has other bits");
     out["compared"] = same_bits ? "all" : "batches";
     out["equal"] = !state.empty() && (!same_bits || state == calm_state) && !batches.empty() && batches == calm_batches;

@@ -60,6 +60,8 @@ LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<Check
   return report;
 }
 
+Promise promise_of(const FunctionConfig& function) { return function.reduction == "fast" ? Promise::kSameBatches : Promise::kSameBits; }
+
 Result<LedgerReport> verify_run(const std::string& run_dir) {
   TESSERA_ASSIGN(const Config config, load_config(run_dir + "/config.yaml", {}));
   const std::vector<Json> rows = read_json_lines(run_dir + "/metrics.jsonl");
@@ -73,7 +75,7 @@ Result<LedgerReport> verify_run(const std::string& run_dir) {
   if (status) root = Step(number_at(*status, "/run/root_step", 0));
   if (status && status->contains("dataset") && (*status)["dataset"].is_object())
     steps_per_epoch = (*status)["dataset"].value("samples", int64_t{0}) / config.function.batch.global();
-  return check_ledger(rows, checkpoints, config.function.batch.global(), steps_per_epoch, root, config.function.reduction == "fast" ? Promise::kSameBatches : Promise::kSameBits);
+  return check_ledger(rows, checkpoints, config.function.batch.global(), steps_per_epoch, root, promise_of(config.function));
 }
 
 int verify_command(const std::string& run, Format format) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/config.h"
 #include "common/ids.h"
 #include "common/result.h"
 #include "ops/cli/checkpoint_files.h"
@@ -30,6 +31,7 @@ struct LedgerReport {
 
 // What equal steps must agree on: a run with function.reduction fast may evaluate a step again to another state.
 enum class Promise { kSameBits, kSameBatches };
+Promise promise_of(const FunctionConfig& function);
 
 // Pure. root: the step that the lineage begins with. rows: lines of metrics.jsonl in file order; a step that was evaluated again with equal digests counts once.
 LedgerReport check_ledger(const std::vector<Json>& rows, const std::vector<CheckpointInfo>& checkpoints, int64_t global_batch, int64_t steps_per_epoch, Step root = 0, Promise promise = Promise::kSameBits);

@@ -10,6 +10,7 @@
 #include "common/process.h"
 #include "ops/cli/checkpoint_files.h"
 #include "ops/cli/helpers.h"
+#include "ops/cli/ledger.h"
 #include "ops/cli/progress.h"
 #include "ops/cli/run_folder.h"
 
@@ -66,7 +67,7 @@ Result<Json> replay(const std::string& run_dir, Step step, int64_t workers, Sign
   const auto replayed = rows_of(again);
   // Its states and gradients are those of one number of workers, and of no other.
   TESSERA_ASSIGN(const Config config, load_config(run_dir + "/config.yaml", {}));
-  const bool same_bits = config.function.reduction != "fast";
+  const bool same_bits = promise_of(config.function) == Promise::kSameBits;
   const auto equal = [&](const Row& a, const Row& b) { return same_bits ? a == b : a.batch == b.batch; };
   Json differing = Json::array();
   for (const auto& [k, row] : replayed)
