@@ -14,11 +14,6 @@ namespace {
 using nlohmann::json;
 using namespace tessera::collective;
 
-json quantiles(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return {{"min", values.front()}, {"median", values[values.size() / 2]}, {"max", values.back()}};
-}
-
 enum Method { kTree, kFixed32, kFast, kBound, kMethods };
 constexpr const char* kNames[] = {"tree", "fixed32", "fast", "bound"};
 using Times = std::array<std::vector<double>, kMethods>;  // seconds by round

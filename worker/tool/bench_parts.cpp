@@ -9,16 +9,12 @@
 #include "worker/tool/bench_parts.h"
 
 namespace tessera::tool {
-namespace {
-
 using nlohmann::json;
 
 json quantiles(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return {{"min", values.front()}, {"median", values[values.size() / 2]}, {"max", values.back()}};
 }
-
-}  // namespace
 
 namespace {
 

@@ -3,11 +3,15 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "common/config.h"
 #include "common/result.h"
 
 namespace tessera::tool {
+
+// {min, median, max} of at least one value.
+nlohmann::json quantiles(std::vector<double> values);
 
 struct BenchCollectiveOptions {
   int ranks = 2, tiles = 4;
