@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/process_usage.h"
 
 extern char** environ;
 
@@ -158,10 +159,8 @@ void Child::close_input() {
 
 bool Child::stopped() const {
   if (pid_ <= 0) return false;
-  std::ifstream file("/proc/" + std::to_string(pid_) + "/stat");
-  const std::string text((std::istreambuf_iterator<char>(file)), {});
-  const size_t name_end = text.rfind(')');  // the name may hold anything
-  return name_end != std::string::npos && name_end + 2 < text.size() && text[name_end + 2] == 'T';
+  const auto usage = process_usage(pid_);
+  return usage && usage->state == 'T';
 }
 
 bool Child::poll_exit(ChildExit* exit) {

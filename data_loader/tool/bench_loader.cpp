@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <cstring>
 #include <map>
-#include <sstream>
 #include <unistd.h>
 
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/process.h"
+#include "common/process_usage.h"
 #include "common/shared_memory.h"
 #include "data_loader/server/tile_maker.h"
 #include "proto/channel.h"
@@ -29,25 +28,6 @@ struct Scratch {
     if (!path.empty()) fs::remove_all(path, ignored);
   }
 };
-
-struct Usage {
-  double cpu_seconds = 0;
-  int64_t rss_bytes = 0;
-};
-Usage usage_of(pid_t pid) {
-  Usage out;
-  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
-  const std::string text((std::istreambuf_iterator<char>(stat)), {});
-  const size_t behind_name = text.rfind(')');
-  if (behind_name == std::string::npos) return out;
-  std::istringstream fields(text.substr(behind_name + 2));
-  std::string word;
-  for (int field = 3; fields >> word; ++field) {  // proc(5): 14 utime, 15 stime, 24 rss
-    if (field == 14 || field == 15) out.cpu_seconds += std::stod(word) / double(sysconf(_SC_CLK_TCK));
-    if (field == 24) out.rss_bytes = std::stoll(word) * sysconf(_SC_PAGESIZE);
-  }
-  return out;
-}
 
 Result<FunctionConfig> function_of(const BenchLoaderOptions& o) {
   const auto set = [](const char* key, int64_t value) { return std::string(key) + "=" + std::to_string(value); };
@@ -90,11 +70,11 @@ class Pulling {
     std::vector<double> rates;
     int64_t images = 0, bytes = 0;
     double seconds = 0;
-    Usage before, after;
+    ProcessUsage before, after;
   };
   Result<Pulled> pull(double seconds, int64_t steps, const BenchLoaderOptions& o) {
     Pulled out;
-    out.before = usage_of(loader_.pid());
+    out.before = process_usage(loader_.pid()).value_or(ProcessUsage{});
     const double begin = monotonic_seconds();
     window_ = begin, window_images_ = 0;
     while (monotonic_seconds() < begin + seconds) {
@@ -137,7 +117,7 @@ class Pulling {
       }
     }
     out.seconds = monotonic_seconds() - begin;
-    out.after = usage_of(loader_.pid());
+    out.after = process_usage(loader_.pid()).value_or(ProcessUsage{});
     if (out.rates.empty()) out.rates.push_back(double(out.images) / out.seconds);
     return out;
   }
@@ -193,7 +173,7 @@ Result<nlohmann::json> bench_loader(const OpenOptions& open, const BenchLoaderOp
                         {"seconds", pulled.seconds},
                         {"cpu_seconds_per_image", cpu},
                         {"bytes_per_sample", double(pulled.bytes) / double(std::max<int64_t>(1, pulled.images))},
-                        {"rss_bytes", pulled.after.rss_bytes},
+                        {"rss_bytes", pulled.after.resident_bytes},
                         {"split", {{"read", stages.read / n}, {"decode", stages.decode / n}, {"resize", stages.resize / n}, {"mask", stages.mask / n}, {"send", std::max(0.0, cpu - known)}}},
                         {"in_process_images_per_second", 1 / in_process},
                         {"settings", {{"data", open.data_path}, {"size", o.size}, {"tile", o.tile}, {"threads", o.threads}, {"transport", o.transport}, {"in_flight", o.in_flight}}}};

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <thread>
 #include <unistd.h>
@@ -12,7 +11,9 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/model_size.h"
+#include "common/process_usage.h"
 #include "ops/cli/helpers.h"
+#include "ops/cli/run_folder.h"
 
 namespace tessera::cli {
 namespace {
@@ -22,39 +23,6 @@ constexpr int kSampleMs = 250;
 constexpr double kStarved = 0.01;  // of the wall time: what is below is no finding
 
 double number(const Json& at, const char* outer, const char* inner) { return at.at(outer).at(inner).get<double>(); }
-
-// Name, parent and CPU ticks out of /proc/PID/stat; the name may hold blanks and brackets.
-struct Stat {
-  std::string name;
-  int64_t parent = 0;
-  double cpu_seconds = 0;
-};
-bool read_stat(const std::string& path, Stat& out) {
-  std::ifstream file(path);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const size_t open = text.find('('), close = text.rfind(')');
-  if (open == std::string::npos || close == std::string::npos) return false;
-  out.name = text.substr(open + 1, close - open - 1);
-  std::istringstream rest(text.substr(close + 1));
-  std::string state, skip;
-  double user = 0, system = 0;
-  rest >> state >> out.parent;
-  for (int i = 5; i <= 13; ++i) rest >> skip;
-  rest >> user >> system;
-  out.cpu_seconds = (user + system) / double(::sysconf(_SC_CLK_TCK));
-  return bool(rest);
-}
-
-int64_t peak_bytes(const std::string& path) {
-  std::ifstream status(path);
-  for (std::string word; status >> word;)
-    if (word == "VmHWM:") {
-      int64_t kib = 0;
-      status >> kib;
-      return kib * 1024;
-    }
-  return 0;
-}
 
 // Looks at the descendants of this process until told to stop.
 class Watcher {
@@ -79,24 +47,25 @@ class Watcher {
     double first = 0, last = 0, from = 0, until = 0;
   };
   void look() {
-    std::map<int64_t, Stat> all;
+    std::map<pid_t, ProcessUsage> all;
     std::error_code none;
     for (const auto& entry : fs::directory_iterator("/proc", none)) {
       const std::string pid = entry.path().filename();
-      if (Stat stat; pid.find_first_not_of("0123456789") == std::string::npos && read_stat(entry.path() / "stat", stat)) all[std::stoll(pid)] = stat;
+      if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+      if (const auto usage = process_usage(pid_t(std::stoi(pid)))) all[pid_t(std::stoi(pid))] = *usage;
     }
-    for (const auto& [pid, stat] : all) {
-      if (stat.name != "tessera-loader" && stat.name != "tessera-trainer") continue;
-      int64_t up = pid;
+    for (const auto& [pid, usage] : all) {
+      if (usage.name != "tessera-loader" && usage.name != "tessera-trainer") continue;
+      pid_t up = pid;
       while (up > 1 && up != ::getpid() && all.contains(up)) up = all[up].parent;
       if (up != ::getpid()) continue;
       const double now = monotonic_seconds();
-      auto [at, fresh] = seen_.try_emplace(pid, Seen{stat.name, 0, stat.cpu_seconds, 0, now, now});
-      at->second.last = stat.cpu_seconds, at->second.until = now;
-      at->second.peak = std::max(at->second.peak, peak_bytes("/proc/" + std::to_string(pid) + "/status"));
+      auto [at, fresh] = seen_.try_emplace(pid, Seen{usage.name, 0, usage.cpu_seconds, 0, now, now});
+      at->second.last = usage.cpu_seconds, at->second.until = now;
+      at->second.peak = std::max(at->second.peak, peak_resident_bytes(pid));
     }
   }
-  std::map<int64_t, Seen> seen_;
+  std::map<pid_t, Seen> seen_;
   std::jthread thread_;
 };
 
@@ -122,17 +91,6 @@ std::vector<std::string> with_settings(std::vector<std::string> words, const std
   return words;
 }
 
-Result<std::vector<Json>> read_steps(const std::string& path) {
-  std::ifstream file(path);
-  std::vector<Json> out;
-  for (std::string line; std::getline(file, line);) {
-    Json step = Json::parse(line, nullptr, false);
-    if (!step.is_discarded()) out.push_back(std::move(step));
-  }
-  if (out.empty()) return fail(ErrorCode::kInternal, "[bench train] " + path + " has no step");
-  return out;
-}
-
 Result<Json> measure(const BenchTrainOptions& o, const std::string& folder, SignalWatch& signals) {
   std::string path = o.config;
   if (path.empty()) {
@@ -151,7 +109,7 @@ Result<Json> measure(const BenchTrainOptions& o, const std::string& folder, Sign
   const auto ran = run_helper("tessera", with_settings({"up", path, "--fresh", "--json"}, set), signals);
   const RunUse use = watcher.stop();
   if (!ran) return tl::unexpected(ran.error());
-  TESSERA_ASSIGN(const auto steps, read_steps(folder + "/runs/bench/metrics.jsonl"));
+  const std::vector<Json> steps = read_json_lines(folder + "/runs/bench/metrics.jsonl");
   if (int64_t(steps.size()) <= o.warm_up) return fail(ErrorCode::kUnavailable, "[bench train] the run ended after " + std::to_string(steps.size()) + " steps; nothing is left to measure behind " + std::to_string(o.warm_up));
   const double peak = o.peak_tflops > 0 ? o.peak_tflops : step.value("product_tflops", 0.0);
   Json report = train_report(steps, o.warm_up, use, config.function, o.workers, peak, step.value("split", Json::object()));

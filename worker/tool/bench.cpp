@@ -9,11 +9,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
+#include <unistd.h>
 #include <utility>
 
 #include "common/file.h"
 #include "common/philox.h"
+#include "common/process_usage.h"
 #include "worker/model/backend.h"
 #include "worker/model/engine.h"
 #include "worker/model/numerics.h"
@@ -59,17 +60,6 @@ double step_flops(const FunctionConfig& f, const model::Tile& tile) {
   const double context = kept * (embed + double(f.model.depth) * block_flops(d, hidden, kept));
   const double predictor = double(tile.targets.size()) * length * double(f.predictor.depth) * block_flops(p, p * f.predictor.mlp_ratio, length);
   return target + 3 * (context + predictor);
-}
-
-int64_t peak_memory_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;)
-    if (word == "VmHWM:") {
-      int64_t kib = 0;
-      status >> kib;
-      return kib * 1024;
-    }
-  return 0;
 }
 
 // FLOP/s that NVIDIA states for an H100 or H200 (SXM), dense; other devices: take the ratio.
@@ -165,7 +155,7 @@ Result<nlohmann::json> run(const Options& o) {
                         {"tflops", flops / median(t.gradient) / 1e12},
                         {"mfu", flops / seconds / 1e12 / peak},
                         {"product_tflops", peak},
-                        {"memory_bytes", gpu ? model::backend()->peak_memory_bytes() : peak_memory_bytes()},
+                        {"memory_bytes", gpu ? model::backend()->peak_memory_bytes() : peak_resident_bytes(getpid())},
                         {"split", split_of(t, gpu)},
                         {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
 }

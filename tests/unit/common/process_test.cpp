@@ -1,5 +1,6 @@
 // Real child processes: spawned, killed, outlived. Deadlines are generous; nothing is asserted about speed.
 #include "common/process.h"
+#include "common/process_usage.h"
 
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -172,4 +173,15 @@ TEST(Process, SignalWatchCountsFirstAndSecond) {
 }
 
 }  // namespace
+TEST(ProcessUsage, IsThatOfTheProcess) {
+  const auto self = process_usage(getpid());
+  ASSERT_TRUE(self);
+  EXPECT_EQ(self->parent, getppid());
+  EXPECT_FALSE(self->name.empty());
+  EXPECT_GT(self->resident_bytes, 1 << 20);
+  EXPECT_GE(peak_resident_bytes(getpid()), self->resident_bytes / 2);
+  EXPECT_FALSE(process_usage(0));
+  EXPECT_EQ(peak_resident_bytes(0), 0);
+}
+
 }  // namespace tessera
