@@ -25,12 +25,12 @@ class FixedOnDevice : public Reduction {
   void begin(const model::State& state, const TileRange& range) override {
     const float* exponents = state.exponents.const_data_ptr<float>();
     exponents_.assign(exponents, exponents + layout_.tensors.size());
-    first_ = true, begun_ = false;
+    begin_ = range.begin;
     faults_.zero_();
     for (size_t i = 0; range.empty() && i < sums_.size(); ++i) sums_[i].zero_();
   }
-  FlatBuffers& tile_buffer(TileIndex) override {
-    first_ = !begun_, begun_ = true;
+  FlatBuffers& tile_buffer(TileIndex tile) override {
+    first_ = tile == begin_;
     return whole_;
   }
   void merge(size_t bucket) override {
@@ -76,7 +76,8 @@ class FixedOnDevice : public Reduction {
   FlatBuffers whole_, sums_;
   at::Tensor faults_;  // [tensors, 2]
   std::vector<int> exponents_;
-  bool first_ = true, begun_ = false;
+  TileIndex begin_ = 0;  // of the range
+  bool first_ = true;    // the newest tile is the range's first
 };
 
 }  // namespace

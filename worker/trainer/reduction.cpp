@@ -87,13 +87,13 @@ class FixedReduction : public Reduction {
   void begin(const model::State& state, const TileRange& range) override {
     const float* exponents = state.exponents.const_data_ptr<float>();
     exponents_.assign(exponents, exponents + layout_.tensors.size());
-    first_ = true, begun_ = false;
+    begin_ = range.begin;
     std::memset(faults_.get(), 0, size_t(fault_count()) * sizeof(int32_t));
     if (!range.empty()) return;
     for (auto& sum : sums_) std::memset(sum.mutable_data_ptr(), 0, sum.nbytes());
   }
-  FlatBuffers& tile_buffer(TileIndex) override {
-    first_ = !begun_, begun_ = true;
+  FlatBuffers& tile_buffer(TileIndex tile) override {
+    first_ = tile == begin_;
     return whole_;
   }
   void merge(size_t bucket) override {
@@ -143,7 +143,8 @@ class FixedReduction : public Reduction {
   FlatBuffers whole_, sums_;
   std::shared_ptr<int32_t> faults_;  // per tensor: tiles that were too large, tiles that were not finite
   std::vector<int> exponents_;       // of this step
-  bool first_ = true, begun_ = false;
+  TileIndex begin_ = 0;  // of the range
+  bool first_ = true;    // the newest tile is the range's first
 };
 
 // A plain sum of this rank's tiles in order, then the library's over the ranks: other bits for another number of ranks.
@@ -151,12 +152,12 @@ class FastReduction : public Reduction {
  public:
   explicit FastReduction(const Maker& make) : whole_(make()), tile_(make()) {}
   void begin(const model::State&, const TileRange& range) override {
-    first_ = true, begun_ = false;
+    begin_ = range.begin;
     if (!range.empty()) return;
     for (auto& sum : whole_) sum.zero_();
   }
-  FlatBuffers& tile_buffer(TileIndex) override {
-    first_ = !begun_, begun_ = true;
+  FlatBuffers& tile_buffer(TileIndex tile) override {
+    first_ = tile == begin_;
     return tile_;
   }
   void merge(size_t bucket) override {
@@ -169,7 +170,8 @@ class FastReduction : public Reduction {
 
  private:
   FlatBuffers whole_, tile_;
-  bool first_ = true, begun_ = false;
+  TileIndex begin_ = 0;  // of the range
+  bool first_ = true;    // the newest tile is the range's first
 };
 
 }  // namespace
