@@ -4,11 +4,7 @@
 #include <bit>
 #include <cmath>
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TESSERA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define TESSERA_CLONES
-#endif
+#include "common/clones.h"
 
 namespace tessera::collective::fixed_point {
 namespace {

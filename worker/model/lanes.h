@@ -8,13 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/clones.h"
 #include "worker/model/half.h"
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TESSERA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define TESSERA_CLONES
-#endif
 #define TESSERA_INLINE __attribute__((always_inline)) static inline
 
 namespace tessera::model::kernels {
