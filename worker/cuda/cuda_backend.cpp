@@ -192,7 +192,6 @@ class CudaBackend : public Backend {
       args.gradient = in(gradient[i]), args.weights = out(s.weights[i]), args.exp_avg = out(s.exp_avg[i]), args.exp_avg_sq = out(s.exp_avg_sq[i]);
       args.weights_half = half(s.weights_half, i);
       if (ema && s.target[i].defined()) args.target = out(s.target[i]), args.target_half = half(s.target_half, i), args.keep = ema->keep, args.rest = ema->rest;
-      args.parts = parts(*tables, 0);
       launch(args, args.table.chunk_count, stream());
     }
   }

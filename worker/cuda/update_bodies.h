@@ -66,8 +66,9 @@ struct LaneFold {
   }
 };
 
-// AdamW on every element; with a target: T = keep T + rest theta. Halves, where not null, are the new values rounded. parts:
-// the digest of what was written, all roles together.
+// AdamW on every element; with a target: T = keep T + rest theta. Halves, where not null, are the new values rounded. parts,
+// where not null: the digest of what was written, all roles together. (Training does not ask for it: what is voted is read
+// from memory after its use, docs/decisions/0009.)
 struct Update {
   BucketTable table;
   optimizer::kernels::AdamW decayed, undecayed;
@@ -76,7 +77,7 @@ struct Update {
   float *weights, *exp_avg, *exp_avg_sq;
   float* target;  // null: a predictor's bucket, or the target is averaged by somebody else
   Half *weights_half, *target_half;
-  uint64_t* parts;  // [chunks, 2]
+  uint64_t* parts;  // [chunks, 2] or null
 
   static constexpr int kThreads = 256, kPhases = 3;
   using Shared = LaneFold<kThreads>;
@@ -92,19 +93,19 @@ struct Update {
         optimizer::kernels::adamw_element(gradient[place], p_, m, v, segment->decayed ? decayed : undecayed);
         weights[place] = p_, exp_avg[place] = m, exp_avg_sq[place] = v;
         if (weights_half) put(weights_half[place], p_);
-        digest_element(sums, segment->seeds[kWeights], i, p_);
-        digest_element(sums, segment->seeds[kExpAvg], i, m);
-        digest_element(sums, segment->seeds[kExpAvgSq], i, v);
+        if (parts) digest_element(sums, segment->seeds[kWeights], i, p_), digest_element(sums, segment->seeds[kExpAvg], i, m), digest_element(sums, segment->seeds[kExpAvgSq], i, v);
         if (!target) return;
         const float averaged = optimizer::kernels::ema_element(target[place], p_, keep, rest);
         target[place] = averaged;
         if (target_half) put(target_half[place], averaged);
-        digest_element(sums, segment->seeds[kTarget], i, averaged);
+        if (parts) digest_element(sums, segment->seeds[kTarget], i, averaged);
       });
       s.put(at.thread, sums);
     }
-    if constexpr (p == 1) s.fold(at.thread);
-    if constexpr (p == 2) s.write(at.thread, at.block, parts);
+    if constexpr (p == 1)
+      if (parts) s.fold(at.thread);
+    if constexpr (p == 2)
+      if (parts) s.write(at.thread, at.block, parts);
   }
   TESSERA_BOTH void finish(const Place&, Shared&, Local&) const {}
 };

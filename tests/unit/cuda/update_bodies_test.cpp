@@ -92,6 +92,20 @@ TEST_P(UpdateBodies, IsTheCpusUpdateBitForBit) {
   EXPECT_EQ(fold(parts), want);
 }
 
+TEST_P(UpdateBodies, TheDigestIsLeftOutWhereNobodyWantsIt) {
+  const Floats gradient = random(1e-2f);
+  Floats weights = random(0.05f), target = random(0.05f), m = random(1e-3f), v = random(1e-6f, true);
+  const optimizer::kernels::AdamW args{1.0f, 1e-3f, 0.7f, 1.0f, 1e-8f, 0.9f, 0.999f, 0.1f, 0.001f};
+  Floats want_weights = weights, want_target = target, want_m = m, want_v = v;
+  std::vector<uint64_t> parts(2 * bucket_.tables.chunks.size());
+  launch(Update{bucket_.table(), args, args, 0.9f, 0.1f, gradient.data(), want_weights.data(), want_m.data(), want_v.data(), want_target.data(), nullptr, nullptr, parts.data()}, bucket_.table().chunk_count, nullptr);
+  launch(Update{bucket_.table(), args, args, 0.9f, 0.1f, gradient.data(), weights.data(), m.data(), v.data(), target.data(), nullptr, nullptr, nullptr}, bucket_.table().chunk_count, nullptr);
+  EXPECT_EQ(weights, want_weights);
+  EXPECT_EQ(target, want_target);
+  EXPECT_EQ(m, want_m);
+  EXPECT_EQ(v, want_v);
+}
+
 TEST_P(UpdateBodies, WithoutATargetOnlyTheWeightsMove) {
   const Floats gradient = random(1e-2f);
   Floats weights = random(0.05f), m = random(1e-3f), v = random(1e-6f, true);
