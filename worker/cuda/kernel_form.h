@@ -86,4 +86,25 @@ TESSERA_BOTH T read_fold(const Lanes<kThreads, T>& lanes) {
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
+// The body of n calls function(i), each by itself; a thread makes Function::kPerThread of them.
+template <typename Function>
+struct Each {
+  Function function;
+  int64_t n;
+  static constexpr int kThreads = 256, kPhases = 1;
+  static constexpr int64_t kPerThread = Function::kPerThread;
+  struct Shared {};
+  struct Local {};
+  TESSERA_BOTH int64_t rounds(int64_t) const { return 1; }
+  template <int p>
+  TESSERA_BOTH void phase(const Place& at, Shared&, Local&) const {
+TESSERA_UNROLL_4
+    for (int64_t k = 0; k < kPerThread; ++k) {
+      const int64_t i = (at.block * kPerThread + k) * kThreads + at.thread;
+      if (i < n) function(i);
+    }
+  }
+  TESSERA_BOTH void finish(const Place&, Shared&, Local&) const {}
+};
+
 }  // namespace tessera::cuda

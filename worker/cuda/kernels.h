@@ -36,10 +36,6 @@ void columns(const Walk& walk, int64_t rows, int64_t d, float* scratch, float* s
   launch(Columns<Walk>{walk, rows, d, scratch}, chunks * up(d, kColumnsPerBlock), stream);
   launch(RowSums{scratch, chunks, d, d, sum}, up(d, 32), stream);
 }
-template <typename T>
-void gelu_forward(const T* before, T* after, int64_t n, Stream stream) {
-  launch(Gelu<T>{before, after, n}, up(n, 2 * kPairsPerThread * Gelu<T>::kThreads), stream);
-}
 inline int64_t loss_blocks(int64_t n) { return up(n, kPerLossThread * LossPart::kThreads); }
 // args.partial: loss_blocks(n) doubles; sum: one.
 inline void loss(const LossPart& args, double* sum, Stream stream) {
@@ -49,6 +45,12 @@ inline void loss(const LossPart& args, double* sum, Stream stream) {
 template <typename F>
 void each(const F& function, int64_t n, Stream stream) {
   if (n > 0) launch(Each<F>{function, n}, up(n, Each<F>::kPerThread * Each<F>::kThreads), stream);
+}
+
+// n even.
+template <typename T>
+void gelu_forward(const T* before, T* after, int64_t n, Stream stream) {
+  each(GeluPair<T>{before, after}, n / 2, stream);
 }
 
 }  // namespace tessera::cuda

@@ -276,28 +276,16 @@ struct PackPair {
   }
 };
 
-// Elementwise over pairs.
-constexpr int64_t kPairsPerThread = 4;
+// The GELU of pair i (Each).
 template <typename T>
-struct Gelu {
+struct GeluPair {
+  static constexpr int64_t kPerThread = 4;
   const T* before;
   T* after;
-  int64_t n;  // even
-  static constexpr int kThreads = 256, kPhases = 1;
-  struct Shared {};
-  struct Local {};
-  TESSERA_BOTH int64_t rounds(int64_t) const { return 1; }
-  template <int p>
-  TESSERA_BOTH void phase(const Place& at, Shared&, Local&) const {
-TESSERA_UNROLL_4
-    for (int64_t k = 0; k < kPairsPerThread; ++k) {
-      const int64_t i = 2 * ((at.block * kPairsPerThread + k) * kThreads + at.thread);
-      if (i >= n) continue;
-      const Pair<T> x = load_pair(before + i);
-      store_pair(after + i, gelu(to_float(x.first)), gelu(to_float(x.second)));
-    }
+  TESSERA_BOTH void operator()(int64_t i) const {
+    const Pair<T> x = load_pair(before + 2 * i);
+    store_pair(after + 2 * i, gelu(to_float(x.first)), gelu(to_float(x.second)));
   }
-  TESSERA_BOTH void finish(const Place&, Shared&, Local&) const {}
 };
 
 enum class LossKind { kSmoothL1, kL1, kL2 };

@@ -149,34 +149,16 @@ struct Examine {
   TESSERA_BOTH void finish(const Place&, Shared&, Local&) const {}
 };
 
-// n floats, each by itself.
-template <typename F>
-struct Each {
-  F function;
-  int64_t n;
-  static constexpr int kThreads = 256, kPhases = 1;
-  static constexpr int64_t kPerThread = 8;
-  struct Shared {};
-  struct Local {};
-  TESSERA_BOTH int64_t rounds(int64_t) const { return 1; }
-  template <int p>
-  TESSERA_BOTH void phase(const Place& at, Shared&, Local&) const {
-TESSERA_UNROLL_4
-    for (int64_t k = 0; k < kPerThread; ++k) {
-      const int64_t i = (at.block * kPerThread + k) * kThreads + at.thread;
-      if (i < n) function(i);
-    }
-  }
-  TESSERA_BOTH void finish(const Place&, Shared&, Local&) const {}
-};
 // out = keep target + rest weights.
 struct Average {
+  static constexpr int64_t kPerThread = 8;
   const float *target, *weights;
   float keep, rest;
   float* out;
   TESSERA_BOTH void operator()(int64_t i) const { out[i] = optimizer::kernels::ema_element(target[i], weights[i], keep, rest); }
 };
 struct Round {
+  static constexpr int64_t kPerThread = 8;
   const float* from;
   Half* to;
   TESSERA_BOTH void operator()(int64_t i) const { put(to[i], from[i]); }
