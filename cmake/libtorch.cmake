@@ -30,8 +30,14 @@ endif()
 add_library(tessera_torch INTERFACE)
 target_compile_options(tessera_torch INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${torch_dir}/include>"
-  "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${torch_dir}/include/torch/csrc/api/include>")
-target_link_libraries(tessera_torch INTERFACE -Wl,--no-as-needed ${torch_dir}/lib/libtorch_cpu.so ${torch_dir}/lib/libc10.so)
+  "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${torch_dir}/include/torch/csrc/api/include>"
+  $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)  # at::parallel_for is a template of the header, and serial without it
+# Its threads are LibTorch's: the runtime that it brings, never a second one.
+file(GLOB torch_openmp ${torch_dir}/lib/libgomp*.so*)
+if(NOT torch_openmp)
+  set(torch_openmp gomp)
+endif()
+target_link_libraries(tessera_torch INTERFACE -Wl,--no-as-needed ${torch_dir}/lib/libtorch_cpu.so ${torch_dir}/lib/libc10.so ${torch_openmp})
 target_link_options(tessera_torch INTERFACE -Wl,-rpath,${torch_dir}/lib -Wl,--disable-new-dtags)
 
 set(TESSERA_WITH_CUDA OFF)

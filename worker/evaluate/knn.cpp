@@ -1,6 +1,5 @@
 #include "worker/evaluate/knn.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -11,6 +10,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/model/parallel.h"
 
 namespace tessera::evaluate {
 namespace {

@@ -1,6 +1,5 @@
 #include "worker/model/state.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -11,6 +10,7 @@
 #include "worker/model/pieces.h"
 #include "worker/collective/fixed_point.h"
 #include "worker/model/backend.h"
+#include "worker/model/parallel.h"
 
 namespace tessera::model {
 namespace {

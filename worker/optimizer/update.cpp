@@ -1,12 +1,11 @@
 #include "worker/optimizer/update.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
 #include "worker/model/backend.h"
+#include "worker/model/parallel.h"
 #include "worker/model/pieces.h"
 #include "worker/optimizer/update_kernels.h"
 

@@ -6,8 +6,12 @@
 #include <ATen/ops/zeros.h>
 #include <algorithm>
 #include <cmath>
+#include <mutex>
+#include <set>
+#include <thread>
 
 #include "common/philox.h"
+#include "worker/model/parallel.h"
 
 namespace tessera::model {
 namespace {
@@ -31,6 +35,20 @@ TEST(Numerics, TheChosenProductIsTrueFp32) {
     // Rounding of a longer sum grows with its root; bfloat16 would be off by a thousandth.
     EXPECT_LE(worst / largest, 1e-6 * std::max(1.0, std::sqrt(double(inner) / 384))) << choose_matmul() << ", inner " << inner;
   }
+}
+
+// A parallel loop of ours has as many threads as it was given: compiled without OpenMP it would be one, and nothing would say so.
+TEST(Numerics, ParallelLoopsAreParallel) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  std::mutex mutex;
+  std::set<std::thread::id> threads;
+  at::parallel_for(0, 2, 1, [&](int64_t, int64_t) {
+    const std::lock_guard lock(mutex);
+    threads.insert(std::this_thread::get_id());
+  });
+  at::set_num_threads(before);
+  EXPECT_EQ(threads.size(), 2u);
 }
 
 TEST(Numerics, TheChoiceIsPartOfTheClass) {
