@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <functional>
 #include <vector>
 
 #include "common/block_size.h"
@@ -17,11 +18,23 @@ int64_t block_parameters(int64_t width, int64_t hidden) {
 }
 constexpr int64_t kTensorsPerBlock = 12;
 
-double block_flops(double tokens, double width, double hidden) {
-  return 2 * tokens * (4 * width * width + 2 * width * hidden) + 4 * tokens * tokens * width;
+// Keys, values and queries of all tokens; attention and what follows of those that are read.
+double block_flops(double tokens, double read, double width, double hidden) {
+  return 2 * tokens * 3 * width * width + 2 * read * (width * width + 2 * width * hidden) + 4 * read * tokens * width;
 }
 double encoder_flops(const ModelConfig& m, double tokens) {
-  return 2 * tokens * double(3 * m.patch_size * m.patch_size * m.embed_dim) + double(m.depth) * block_flops(tokens, double(m.embed_dim), double(m.hidden_dim()));
+  return 2 * tokens * double(3 * m.patch_size * m.patch_size * m.embed_dim) + double(m.depth) * block_flops(tokens, tokens, double(m.embed_dim), double(m.hidden_dim()));
+}
+
+// What a block keeps of a sequence for its backward, of which `read` tokens are read by what follows.
+using KeptOf = std::function<double(double tokens, double read, double width, double hidden)>;
+// Of one image.
+double encoder_kept(const FunctionConfig& f, const MaskLengths& lengths, const KeptOf& kept) {
+  return double(f.model.depth * lengths.contexts) * kept(lengths.context, lengths.context, double(f.model.embed_dim), double(f.model.hidden_dim()));
+}
+double predictor_kept(const FunctionConfig& f, const MaskLengths& lengths, const KeptOf& kept) {
+  const double length = lengths.context + lengths.target, width = double(f.predictor.embed_dim), hidden = width * f.predictor.mlp_ratio;
+  return double(lengths.contexts * lengths.targets) * (double(f.predictor.depth - 1) * kept(length, length, width, hidden) + kept(length, lengths.target, width, hidden));
 }
 
 struct Block {
@@ -101,7 +114,8 @@ MaskLengths expected_mask_lengths(const FunctionConfig& f) {
 ImageFlops image_flops(const FunctionConfig& f, const MaskLengths& lengths) {
   const double width = double(f.predictor.embed_dim), dim = double(f.model.embed_dim);
   const double hidden = double(int64_t(width * f.predictor.mlp_ratio + 1e-6));
-  const double sequence = double(f.predictor.depth) * block_flops(lengths.context + lengths.target, width, hidden) + 2 * lengths.target * width * dim;
+  const double length = lengths.context + lengths.target;  // of the last block's output the queries alone are read
+  const double sequence = double(f.predictor.depth - 1) * block_flops(length, length, width, hidden) + block_flops(length, lengths.target, width, hidden) + 2 * lengths.target * width * dim;
   ImageFlops out;
   const bool whole = f.masks.target_masking == "output";
   out.target = whole ? encoder_flops(f.model, double(f.model.grid() * f.model.grid())) : double(lengths.targets) * encoder_flops(f.model, lengths.target);
@@ -117,12 +131,10 @@ MemoryEstimate memory_estimate(const FunctionConfig& f, const MaskLengths& lengt
   out.state = 4 * (3 * trained + encoder.trainable + (encoder.with_table - encoder.trainable) * 2 + predictor.with_table - predictor.trainable);
   // Of one rank alone: the tree's stack and the whole sum, or one tile and one sum (worker/trainer/reduction.h).
   out.gradients = 4 * trained * (f.reduction == "tree" ? int64_t(std::bit_width(uint64_t(f.batch.tiles))) + 1 : 2);
-  // Kept per token and block: inputs of both norms, their outputs, q k v, attention output, both MLP activations.
-  const auto kept = [](double tokens, double width, double hidden) { return tokens * (9 * width + 2 * hidden); };
-  const double encoder_kept = double(f.model.depth * lengths.contexts) * kept(lengths.context, double(f.model.embed_dim), double(f.model.hidden_dim()));
-  const double predictor_kept = double(f.predictor.depth * lengths.contexts * lengths.targets) *
-                                kept(lengths.context + lengths.target, double(f.predictor.embed_dim), double(f.predictor.embed_dim) * f.predictor.mlp_ratio);
-  out.activations = int64_t(4.0 * double(f.batch.tile_size) * (encoder_kept + predictor_kept));
+  // Kept per block: of every token its input, that one's norm, and q k v; of those that are read also attention's output, the
+  // sum after it and its norm, both MLP activations, and the block's output.
+  const KeptOf kept = [](double tokens, double read, double width, double hidden) { return tokens * 5 * width + read * (4 * width + 2 * hidden); };
+  out.activations = int64_t(4.0 * double(f.batch.tile_size) * (encoder_kept(f, lengths, kept) + predictor_kept(f, lengths, kept)));
   out.checkpoint = out.state;
   return out;
 }
@@ -136,19 +148,23 @@ GpuMemory gpu_memory(const FunctionConfig& f, const MaskLengths& lengths, int64_
   out.state = memory_estimate(f, lengths).state + (halves ? 2 * (trained + encoder.trainable) : 0);
   const bool one_buffer = world_size == 1 && tiles == 1;
   out.gradients = 4 * trained * (one_buffer ? 1 : 1 + int64_t(std::bit_width(uint64_t(tiles))));
-  // Kept per token and block: the stream before attention and before the MLP in fp32; inner: both norms' outputs, q k v,
-  // attention's output, the hidden layer before GELU.
-  const auto kept = [&](double tokens, double width, double hidden) { return tokens * (8 * width + inner * (6 * width + hidden)); };
+  // Kept per block. Of every token: the stream before attention in fp32; inner: its norm and q k v. Of those that are read
+  // also the stream before the MLP in fp32; inner: its norm, attention's output, the hidden layer before GELU.
+  const KeptOf kept = [&](double tokens, double read, double width, double hidden) { return tokens * (4 + 4 * inner) * width + read * (4 * width + inner * (2 * width + hidden)); };
   // A block's temporaries in its backward, and in a forward that keeps nothing.
   const auto passing = [&](double tokens, double width, double hidden) { return tokens * (12 * width + inner * (6 * width + 3 * hidden)); };
   const double dim = double(f.model.embed_dim), hidden = double(f.model.hidden_dim()), width = double(f.predictor.embed_dim), narrow = width * f.predictor.mlp_ratio;
   const double contexts = images * double(lengths.contexts), sequences = contexts * double(lengths.targets), length = lengths.context + lengths.target;
-  out.activations = int64_t(double(f.model.depth) * contexts * kept(lengths.context, dim, hidden) + double(f.predictor.depth) * sequences * kept(length, width, narrow));
-  const double targets = 4 * dim * (images * patches + 4 * sequences * lengths.target);  // target, wanted, predicted, its gradient
-  const double target_pass = images * passing(f.masks.target_masking == "output" ? patches : double(lengths.targets) * lengths.target, dim, hidden);
-  const double backward = targets + std::max(contexts * passing(lengths.context, dim, hidden), sequences * passing(length, width, narrow));
-  const double predictor_tape = double(f.predictor.depth) * sequences * kept(length, width, narrow);  // begins after the target's pass
-  out.working = int64_t(std::max(target_pass - predictor_tape, backward));
+  const double predictor_tape = images * predictor_kept(f, lengths, kept);  // begins after the target's pass
+  out.activations = int64_t(images * encoder_kept(f, lengths, kept) + predictor_tape);
+  const double seen = f.masks.target_masking == "output" ? patches : double(lengths.targets) * lengths.target, query = 4 * dim * sequences * lengths.target;
+  const double target_pass = images * passing(seen, dim, hidden) - predictor_tape;
+  const double loss = 4 * dim * images * seen + 3 * query;  // targets, wanted, predicted and its gradient
+  // Only the gradient is left of these; and a block's tape goes before the next block's backward comes.
+  const double last_block = sequences * (passing(lengths.target, width, narrow) + (length - lengths.target) * (8 + 6 * inner) * width);
+  const double block = sequences * (passing(length, width, narrow) - kept(length, lengths.target, width, narrow));
+  const double encoder_block = contexts * passing(lengths.context, dim, hidden) - predictor_tape;
+  out.working = int64_t(std::max({target_pass, loss, query + last_block, f.predictor.depth > 1 ? query + block : 0, encoder_block}));
   out.context = int64_t{700} << 20;
   return out;
 }

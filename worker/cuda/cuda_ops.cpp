@@ -105,9 +105,9 @@ class CudaOps : public Ops {
 
   at::Tensor target_norm(const at::Tensor& x_rd) const override { return add_norm({}, x_rd, {}, kTargetEps, {}, NormFor::kStream, false).out_rd; }
 
-  Attention attend(const at::Tensor& qkv_rd, int64_t b, int64_t heads, bool keep) const override {
-    const at::Tensor qkv = split(qkv_rd, b, heads);
-    const at::Tensor q = qkv.select(0, 0), k = qkv.select(0, 1), v = qkv.select(0, 2);
+  Attention attend(const at::Tensor& qkv_rd, const Sequences& s, bool keep) const override {
+    const at::Tensor qkv = split(qkv_rd, s);
+    const at::Tensor q = queries(qkv, s), k = qkv.select(0, 1), v = qkv.select(0, 2);
     Attention a;
     at::Tensor answer_bhne;
     if constexpr (kHalf) {
@@ -117,24 +117,24 @@ class CudaOps : public Ops {
     } else {
       std::tie(answer_bhne, a.lse_bhn, a.seed, a.offset) = at::_scaled_dot_product_efficient_attention(q, k, v, std::nullopt, keep);
     }
-    a.out_rd = rows_of(answer_bhne, qkv_rd.size(0));
+    a.out_rd = rows_of(answer_bhne);
     return a;
   }
 
-  Flow attend_backward(const at::Tensor& qkv_rd, const Attention& a, const at::Tensor& dout_rd, int64_t b, int64_t heads) const override {
-    const int64_t rows = qkv_rd.size(0), d = qkv_rd.size(1) / 3, n = rows / b;
-    const at::Tensor qkv = split(qkv_rd, b, heads);
-    const at::Tensor q = qkv.select(0, 0), k = qkv.select(0, 1), v = qkv.select(0, 2);
-    const auto per_head = [&](const at::Tensor& x_rd) { return x_rd.view({b, n, heads, d / heads}).transpose(1, 2); };
+  Flow attend_backward(const at::Tensor& qkv_rd, const Attention& a, const at::Tensor& dout_rd, const Sequences& s) const override {
+    const int64_t rows = qkv_rd.size(0), d = qkv_rd.size(1) / 3, n = rows / s.count, read = n - s.unread;
+    const at::Tensor qkv = split(qkv_rd, s);
+    const at::Tensor q = queries(qkv, s), k = qkv.select(0, 1), v = qkv.select(0, 2);
+    const auto per_head = [&](const at::Tensor& x_rd) { return x_rd.view({s.count, read, s.heads, d / s.heads}).transpose(1, 2); };
     at::Tensor dq, dk, dv;
     if constexpr (kHalf) {
-      std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_backward(per_head(dout_rd), q, k, v, per_head(a.out_rd), a.lse_bhn, {}, {}, n, n, 0.0, false, a.seed, a.offset);
+      std::tie(dq, dk, dv) = at::_scaled_dot_product_flash_attention_backward(per_head(dout_rd), q, k, v, per_head(a.out_rd), a.lse_bhn, {}, {}, read, n, 0.0, false, a.seed, a.offset);
     } else {
       at::Tensor no_bias;
       std::tie(dq, dk, dv, no_bias) = at::_scaled_dot_product_efficient_attention_backward(per_head(dout_rd), q, k, v, {}, per_head(a.out_rd), a.lse_bhn, a.seed, a.offset, 0.0,
                                                                                            std::array<bool, 4>{true, true, true, false});
     }
-    dq = rows_of(dq, rows), dk = rows_of(dk, rows), dv = rows_of(dv, rows);
+    dq = with_unread(rows_of(dq), s), dk = rows_of(dk), dv = rows_of(dv);
     const at::Tensor dqkv_rd = at::empty_like(qkv_rd), scratch = at::empty({column_scratch(rows, 3 * d)}, floats_), sum = at::empty({3 * d}, floats_);
     columns(PackPair<T>{{in<T>(dq), in<T>(dk), in<T>(dv)}, d, out<T>(dqkv_rd)}, rows, 3 * d, out<float>(scratch), out<float>(sum), stream());
     return flow(dqkv_rd, sum);
@@ -202,11 +202,13 @@ class CudaOps : public Ops {
   }
 
   // [r, 3 d] as [3, b, h, n, e], without a copy.
-  static at::Tensor split(const at::Tensor& qkv_rd, int64_t b, int64_t heads) {
-    return qkv_rd.view({b, qkv_rd.size(0) / b, 3, heads, qkv_rd.size(1) / 3 / heads}).permute({2, 0, 3, 1, 4});
+  static at::Tensor split(const at::Tensor& qkv_rd, const Sequences& s) {
+    return qkv_rd.view({s.count, qkv_rd.size(0) / s.count, 3, s.heads, qkv_rd.size(1) / 3 / s.heads}).permute({2, 0, 3, 1, 4});
   }
-  // [b, h, n, e] to rows [r, h e]; no copy for what the attention kernels return.
-  static at::Tensor rows_of(const at::Tensor& x_bhne, int64_t rows) { return x_bhne.transpose(1, 2).reshape({rows, -1}).contiguous(); }
+  // [b, h, n - unread, e].
+  static at::Tensor queries(const at::Tensor& qkv, const Sequences& s) { return qkv.select(0, 0).narrow(2, s.unread, qkv.size(3) - s.unread); }
+  // [b, h, n, e] to rows [b n, h e]; no copy for what the attention kernels return.
+  static at::Tensor rows_of(const at::Tensor& x_bhne) { return x_bhne.transpose(1, 2).reshape({x_bhne.size(0) * x_bhne.size(2), -1}).contiguous(); }
 
   // (v / 255 - mean) / std of every byte and channel, computed on the host as the CPU does.
   const at::Tensor& table(const float mean[3], const float std[3]) const {

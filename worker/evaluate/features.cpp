@@ -73,7 +73,7 @@ at::Tensor FrozenEncoder::batch_features(const at::Tensor& pixels, Pooling pooli
   at::Tensor x_rd = embed(pixels);
   std::vector<at::Tensor> layers;
   for (size_t i = 0; i < depth; ++i) {
-    x_rd = passes_.block(weights_, places_.blocks[i], x_rd, b, heads, nullptr);
+    x_rd = passes_.block(weights_, places_.blocks[i], x_rd, {b, heads}, nullptr);
     if (i + kept < depth) continue;
     const at::Tensor tokens_nkd = passes_.norm(weights_, x_rd, places_.norm_w, places_.norm_b).out_rd.view({b, -1, x_rd.size(1)});
     layers.push_back(pooling == Pooling::kPatches ? tokens_nkd : tokens_nkd.mean(1));
@@ -93,7 +93,7 @@ at::Tensor FrozenEncoder::attention(const at::Tensor& pixels) const {
     const int64_t b = batch.size(0);
     at::Tensor x_rd = embed(batch);
     model::BlockTape tape;
-    for (const auto& block : places_.blocks) x_rd = passes_.block(weights_, block, x_rd, b, heads, &tape);
+    for (const auto& block : places_.blocks) x_rd = passes_.block(weights_, block, x_rd, {b, heads}, &tape);
     const int64_t n = x_rd.size(0) / b, d = x_rd.size(1);
     const at::Tensor qkv = tape.qkv_rd.view({b, n, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});
     const at::Tensor scores = at::matmul(qkv.select(0, 0), qkv.select(0, 1).transpose(2, 3)).mul_(1.0 / std::sqrt(double(d / heads)));

@@ -122,9 +122,9 @@ TESSERA_INLINE float dot(const T* a, const T* b, int64_t count) {
 }
 
 struct Sizes {
-  int64_t n, e, columns, width, packed, joined;
+  int64_t n, m, e, columns, width, packed, joined;  // m queries, of tokens n - m to n
   explicit Sizes(const AttentionShape& s)
-      : n(s.tokens), e(s.head_dim), columns(padded(s.tokens)), width(padded(s.head_dim)), packed(3 * s.heads * s.head_dim), joined(s.heads * s.head_dim) {}
+      : n(s.tokens), m(s.queries()), e(s.head_dim), columns(padded(s.tokens)), width(padded(s.head_dim)), packed(3 * s.heads * s.head_dim), joined(s.heads * s.head_dim) {}
 };
 
 template <typename T>
@@ -139,18 +139,18 @@ TESSERA_INLINE void forward(const AttentionShape& shape, const T* qkv, int64_t f
   for (int64_t pair = first; pair < last; ++pair) {
     const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
     const T* q = qkv + sequence * s.n * s.packed + head * s.e;
-    take(q, s.packed, s.n, s.e, s.width, scale, query);
+    take(q + shape.unread * s.packed, s.packed, s.m, s.e, s.width, scale, query);
     take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
     take(q + 2 * s.joined, s.packed, s.n, s.e, s.width, 1.0f, value);
-    product(query, s.width, 1, keys_t, s.columns, logits, s.columns, s.n, s.columns, s.e);
-    for (int64_t i = 0; i < s.n; ++i) {
+    product(query, s.width, 1, keys_t, s.columns, logits, s.columns, s.m, s.columns, s.e);
+    for (int64_t i = 0; i < s.m; ++i) {
       float* row = logits + i * s.columns;
       const float top = largest(row, s.n), sum = exponentials(row, s.n, s.columns, top), inverse = 1.0f / sum;
       for (int64_t j = 0; j < s.columns; ++j) row[j] *= inverse;
-      if (lse) lse[pair * s.n + i] = top + std::log(sum);
+      if (lse) lse[pair * s.m + i] = top + std::log(sum);
     }
-    product(logits, s.columns, 1, value, s.width, answer, s.width, s.n, s.width, s.n);
-    give(answer, s.width, s.n, s.e, out + sequence * s.n * s.joined + head * s.e, s.joined);
+    product(logits, s.columns, 1, value, s.width, answer, s.width, s.m, s.width, s.n);
+    give(answer, s.width, s.m, s.e, out + sequence * s.m * s.joined + head * s.e, s.joined);
   }
 }
 
@@ -169,26 +169,27 @@ TESSERA_INLINE void backward(const AttentionShape& shape, const T* qkv, const T*
   for (int64_t pair = first; pair < last; ++pair) {
     const int64_t sequence = pair / shape.heads, head = pair % shape.heads;
     const T* q = qkv + sequence * s.n * s.packed + head * s.e;
-    const T* o = out + sequence * s.n * s.joined + head * s.e;
-    const T* d_o = dout + sequence * s.n * s.joined + head * s.e;
+    const T* o = out + sequence * s.m * s.joined + head * s.e;
+    const T* d_o = dout + sequence * s.m * s.joined + head * s.e;
     T* d_q = dqkv + sequence * s.n * s.packed + head * s.e;
-    take(q, s.packed, s.n, s.e, s.width, scale, query);
+    take(q + shape.unread * s.packed, s.packed, s.m, s.e, s.width, scale, query);
     take_transposed(q + s.joined, s.packed, s.n, s.e, s.columns, keys_t);
     take(q + s.joined, s.packed, s.n, s.e, s.width, scale, key);
     take_transposed(q + 2 * s.joined, s.packed, s.n, s.e, s.columns, value_t);
-    take(d_o, s.joined, s.n, s.e, s.width, 1.0f, grad);
-    product(query, s.width, 1, keys_t, s.columns, p, s.columns, s.n, s.columns, s.e);
-    for (int64_t i = 0; i < s.n; ++i) exponentials(p + i * s.columns, s.n, s.columns, lse[pair * s.n + i]);
-    product(p, 1, s.columns, grad, s.width, answer, s.width, s.n, s.width, s.n);  // dV = P^T dO
+    take(d_o, s.joined, s.m, s.e, s.width, 1.0f, grad);
+    product(query, s.width, 1, keys_t, s.columns, p, s.columns, s.m, s.columns, s.e);
+    for (int64_t i = 0; i < s.m; ++i) exponentials(p + i * s.columns, s.n, s.columns, lse[pair * s.m + i]);
+    product(p, 1, s.columns, grad, s.width, answer, s.width, s.n, s.width, s.m);  // dV = P^T dO
     give(answer, s.width, s.n, s.e, d_q + 2 * s.joined, s.packed);
-    product(grad, s.width, 1, value_t, s.columns, dp, s.columns, s.n, s.columns, s.e);  // dP = dO V^T
-    for (int64_t i = 0; i < s.n; ++i) {
+    product(grad, s.width, 1, value_t, s.columns, dp, s.columns, s.m, s.columns, s.e);  // dP = dO V^T
+    for (int64_t i = 0; i < s.m; ++i) {
       const float mean = dot(d_o + i * s.joined, o + i * s.joined, s.e);  // sum_j P_ij dP_ij = dO_i . O_i
       for (int64_t j = 0; j < s.columns; ++j) dp[i * s.columns + j] = p[i * s.columns + j] * (dp[i * s.columns + j] - mean);
     }
-    product(dp, s.columns, 1, key, s.width, answer, s.width, s.n, s.width, s.n);  // dQ = dS K scale
-    give(answer, s.width, s.n, s.e, d_q, s.packed);
-    product(dp, 1, s.columns, query, s.width, answer, s.width, s.n, s.width, s.n);  // dK = dS^T Q scale
+    product(dp, s.columns, 1, key, s.width, answer, s.width, s.m, s.width, s.n);  // dQ = dS K scale
+    give(answer, s.width, s.m, s.e, d_q + shape.unread * s.packed, s.packed);
+    for (int64_t i = 0; i < shape.unread; ++i) std::memset(d_q + i * s.packed, 0, size_t(s.e) * sizeof(T));
+    product(dp, 1, s.columns, query, s.width, answer, s.width, s.n, s.width, s.m);  // dK = dS^T Q scale
     give(answer, s.width, s.n, s.e, d_q + s.joined, s.packed);
   }
 }

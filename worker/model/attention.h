@@ -20,19 +20,21 @@ struct AttentionShape {
   int64_t heads;
   int64_t tokens;    // of a sequence; at least 1
   int64_t head_dim;  // e
+  int64_t unread = 0;  // leading tokens of a sequence that ask nothing: keys and values only
+  int64_t queries() const { return tokens - unread; }
 };
 
 // Floats that one call wants as scratch.
 int64_t attention_scratch_floats(const AttentionShape& shape);
 
 // (sequence, head) pairs [first, last) of sequences * heads; pairs are independent: any thread.
-//   qkv [sequences * tokens, 3, heads, head_dim]; out [sequences * tokens, heads, head_dim];
-//   lse [sequences, heads, tokens] or null: log-sum-exp of the scaled logits, for the backward.
+//   qkv [sequences * tokens, 3, heads, head_dim]; out [sequences * queries, heads, head_dim];
+//   lse [sequences, heads, queries] or null: log-sum-exp of the scaled logits, for the backward.
 // In halves: q, k, v, the answer and their gradients are stored in bfloat16, everything between is computed in fp32.
 void attention_forward(const AttentionShape& shape, const float* qkv, int64_t first, int64_t last, float* out, float* lse, float* scratch);
 void attention_forward(const AttentionShape& shape, const Half* qkv, int64_t first, int64_t last, Half* out, float* lse, float* scratch);
 
-// dout as out, dqkv as qkv (its parts that belong to the pairs are overwritten).
+// dout as out, dqkv as qkv (its parts that belong to the pairs are overwritten; queries of unread tokens with zeros).
 void attention_backward(const AttentionShape& shape, const float* qkv, const float* out, const float* lse, const float* dout, int64_t first, int64_t last, float* dqkv,
                         float* scratch);
 void attention_backward(const AttentionShape& shape, const Half* qkv, const Half* out, const float* lse, const Half* dout, int64_t first, int64_t last, Half* dqkv,

@@ -4,7 +4,6 @@
 // the residual stream, LayerNorm, GELU, softmax, sums and their gradients are computed in fp32, as the published code's
 // autocast does. Gradients of weights come out of the product rounded to bfloat16 (LibTorch has no product of halves with
 // an fp32 result on CPUs; autocast's are the same) and are summed over tiles in fp32.
-#include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -14,6 +13,7 @@
 
 #include "worker/model/attention.h"
 #include "worker/model/ops.h"
+#include "worker/model/parallel.h"
 #include "worker/model/row_kernels.h"
 
 namespace tessera::model {
@@ -43,7 +43,7 @@ at::Tensor rounded(const at::Tensor& x) {
   return y;
 }
 
-kernels::AttentionShape attention_shape(const at::Tensor& qkv_rd, int64_t b, int64_t heads) { return {b, heads, qkv_rd.size(0) / b, qkv_rd.size(1) / 3 / heads}; }
+kernels::AttentionShape attention_shape(const at::Tensor& qkv_rd, const Sequences& s) { return {s.count, s.heads, qkv_rd.size(0) / s.count, qkv_rd.size(1) / 3 / s.heads, s.unread}; }
 
 // Sums of a gradient over its rows into sum_d; the rounded gradient when asked for.
 at::Tensor sum_rows(const at::Tensor& dy_rd, bool round, float* sum_d) {
@@ -125,13 +125,13 @@ class CpuOps : public Ops {
 
   at::Tensor target_norm(const at::Tensor& x_rd) const override { return at::layer_norm(x_rd, {x_rd.size(1)}, {}, {}, kTargetEps); }
 
-  Attention attend(const at::Tensor& qkv_rd, int64_t b, int64_t heads, bool keep) const override {
-    const kernels::AttentionShape shape = attention_shape(qkv_rd, b, heads);
+  Attention attend(const at::Tensor& qkv_rd, const Sequences& s, bool keep) const override {
+    const kernels::AttentionShape shape = attention_shape(qkv_rd, s);
     Attention result;
-    result.out_rd = at::empty({qkv_rd.size(0), qkv_rd.size(1) / 3}, qkv_rd.options());
-    if (keep) result.lse_bhn = make({b, heads, shape.tokens}, false);
+    result.out_rd = at::empty({s.count * shape.queries(), qkv_rd.size(1) / 3}, qkv_rd.options());
+    if (keep) result.lse_bhn = make({s.count, s.heads, shape.queries()}, false);
     float* lse = keep ? floats(result.lse_bhn) : nullptr;
-    at::parallel_for(0, b * heads, kPairsPerTask, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, s.count * s.heads, kPairsPerTask, [&](int64_t first, int64_t last) {
       std::vector<float> scratch(size_t(kernels::attention_scratch_floats(shape)));
       if (is_half(qkv_rd)) kernels::attention_forward(shape, halves(qkv_rd), first, last, halves(result.out_rd), lse, scratch.data());
       else kernels::attention_forward(shape, floats(qkv_rd), first, last, floats(result.out_rd), lse, scratch.data());
@@ -139,11 +139,11 @@ class CpuOps : public Ops {
     return result;
   }
 
-  Flow attend_backward(const at::Tensor& qkv_rd, const Attention& forward, const at::Tensor& dout_rd, int64_t b, int64_t heads) const override {
-    const kernels::AttentionShape shape = attention_shape(qkv_rd, b, heads);
+  Flow attend_backward(const at::Tensor& qkv_rd, const Attention& forward, const at::Tensor& dout_rd, const Sequences& s) const override {
+    const kernels::AttentionShape shape = attention_shape(qkv_rd, s);
     at::Tensor dqkv_rd = at::empty(qkv_rd.sizes(), qkv_rd.options());
     const float* lse = floats(forward.lse_bhn);
-    at::parallel_for(0, b * heads, kPairsPerTask, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, s.count * s.heads, kPairsPerTask, [&](int64_t first, int64_t last) {
       std::vector<float> scratch(size_t(kernels::attention_scratch_floats(shape)));
       if (is_half(qkv_rd)) kernels::attention_backward(shape, halves(qkv_rd), halves(forward.out_rd), lse, halves(dout_rd), first, last, halves(dqkv_rd), scratch.data());
       else kernels::attention_backward(shape, floats(qkv_rd), floats(forward.out_rd), lse, floats(dout_rd), first, last, floats(dqkv_rd), scratch.data());

@@ -1,6 +1,5 @@
 #include "worker/model/engine.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
@@ -58,12 +57,12 @@ class NetworkEngine : public Engine {
     if (measure_rank) result.effective_rank = effective_rank(f.target_normed_rd);
     at::Tensor dprediction_rd = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
     const at::Tensor loss_sum = loss(f, dprediction_rd);
+    for (at::Tensor* read : {&f.patches_rd, &f.target_normed_rd, &f.wanted_rd, &f.prediction_rd}) read->reset();  // before the backward wants room
     const at::Tensor dencoded_rd =
-        predict_backward(passes_, trained(state), predictor_, f.shape, f.predictor_tape, dprediction_rd, gradient, hooks.bucket_ready);
-    f.predictor_tape = {};
-    encode_backward(passes_, trained(state), encoder_, f.encoder_tape, dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
+        predict_backward(passes_, trained(state), predictor_, f.shape, std::move(f.predictor_tape), dprediction_rd, gradient, hooks.bucket_ready);
+    encode_backward(passes_, trained(state), encoder_, std::move(f.encoder_tape), dencoded_rd, f.shape.images * f.shape.contexts, function_.model.num_heads,
                     gradient, hooks.bucket_ready);
-    result.loss = mean_loss(loss_sum, f);
+    result.loss = mean_loss(loss_sum, dprediction_rd);
     return result;
   }
 
@@ -83,7 +82,7 @@ class NetworkEngine : public Engine {
     out.wanted_bkd = f.wanted_rd.view({s.sequences(), s.target_length, -1});
     out.prediction_bkd = f.prediction_rd.view({s.sequences(), s.target_length, -1});
     at::Tensor unused = at::empty(f.prediction_rd.sizes(), f.prediction_rd.options());
-    out.loss = mean_loss(loss(f, unused), f);
+    out.loss = mean_loss(loss(f, unused), unused);
     return out;
   }
 
@@ -131,6 +130,7 @@ class NetworkEngine : public Engine {
                         : encode(passes_, averaged(state), encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
                                  state.target_position.index_select(0, query), b * f.shape.targets, heads, nullptr);
     f.target_normed_rd = passes_.ops().target_norm(f.target_rd);
+    if (keep_tapes) f.target_rd.reset();
     f.wanted_rd = repeat_over_contexts(whole ? f.target_normed_rd.index_select(0, rows_of(tile.targets, patches)) : f.target_normed_rd, f.shape);
     f.prediction_rd = predict(passes_, trained(state), predictor_, f.shape, f.encoded_rd, state.predictor_position.index_select(0, context),
                               state.predictor_position.index_select(0, query), keep_tapes ? &f.predictor_tape : nullptr);
@@ -140,7 +140,7 @@ class NetworkEngine : public Engine {
   // Sum of the loss on the device; writes the mean's gradient for the prediction.
   at::Tensor loss(const Forward& f, at::Tensor& dprediction_rd) const { return passes_.ops().loss(loss_, f.prediction_rd, f.wanted_rd, dprediction_rd); }
   // The tile's own mean. Waits for the device.
-  static double mean_loss(const at::Tensor& sum, const Forward& f) { return sum.item<double>() / double(f.prediction_rd.numel()); }
+  static double mean_loss(const at::Tensor& sum, const at::Tensor& prediction_rd) { return sum.item<double>() / double(prediction_rd.numel()); }
 
   at::Tensor patch_rows(const at::Tensor& pixels) const { return passes_.ops().patches(passes_.ops().bring(pixels), function_.model.patch_size, mean_, std_); }
 

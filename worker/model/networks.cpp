@@ -2,7 +2,6 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
 
 namespace tessera::model {
 namespace {
@@ -62,18 +61,19 @@ at::Tensor encode(const Passes& passes, const Weights& w, const EncoderPlaces& p
   if (tape) tape->patches_rd = patches_rd, tape->blocks.resize(places.blocks.size());
   for (size_t i = 0; i < places.blocks.size(); ++i) {
     const NextNorm next = i + 1 < places.blocks.size() ? NextNorm{places.blocks[i + 1].norm1, NormFor::kProduct} : last;
-    x = passes.block(w, places.blocks[i], x, &next, b, heads, tape ? &tape->blocks[i] : nullptr);
+    x = passes.block(w, places.blocks[i], x, &next, {b, heads}, tape ? &tape->blocks[i] : nullptr);
   }
   if (tape) tape->last_rd = x.sum_rd, tape->norm = x.norm;
   return x.norm.out_rd;
 }
 
-void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
+void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, EncoderTape tape, const at::Tensor& dout_rd, int64_t b,
                      int64_t heads, FlatBuffers& gradient, const BucketReady& ready) {
   Flow dx = passes.ops().norm_backward(w, tape.last_rd, tape.norm, dout_rd, {}, {places.norm_w, places.norm_b}, gradient);
   whole(passes, places.norm_w, ready);
   for (size_t i = places.blocks.size(); i-- > 0;) {
-    dx = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx, b, heads, gradient);
+    dx = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx, {b, heads}, gradient);
+    tape.blocks[i] = {};
     whole(passes, places.blocks[i].norm1.weight, ready);
   }
   passes.ops().linear_backward(w, tape.patches_rd, dx, {places.patch_w, places.patch_b}, gradient, false);
@@ -84,34 +84,28 @@ at::Tensor predict(const Passes& passes, const Weights& w, const PredictorPlaces
                    const at::Tensor& context_position_rd, const at::Tensor& query_position_rd, PredictorTape* tape) {
   const at::Tensor context_rd = passes.linear(w, encoded_rd, places.embed_w, places.embed_b).add_(context_position_rd);
   const at::Tensor query_rd = query_position_rd + passes.weight(w.full, places.mask_token).view({1, -1});
+  const size_t depth = places.blocks.size();
   Joined x;
   x.sum_rd = assemble(s, context_rd, query_rd);
-  if (tape) tape->encoded_rd = encoded_rd, tape->blocks.resize(places.blocks.size());
-  if (!places.blocks.empty()) x.norm = passes.ops().norm(w, x.sum_rd, places.blocks[0].norm1, NormFor::kProduct);
-  for (size_t i = 0; i < places.blocks.size(); ++i) {
-    const bool more = i + 1 < places.blocks.size();  // the last norm reads the query rows only
-    const NextNorm next{more ? places.blocks[i + 1].norm1 : NormPlaces{}, NormFor::kProduct};
-    x = passes.block(w, places.blocks[i], x, more ? &next : nullptr, s.sequences(), s.heads, tape ? &tape->blocks[i] : nullptr);
+  x.norm = passes.ops().norm(w, x.sum_rd, places.blocks[0].norm1, NormFor::kProduct);
+  if (tape) tape->encoded_rd = encoded_rd, tape->blocks.resize(depth);
+  for (size_t i = 0; i < depth; ++i) {
+    const NextNorm next{i + 1 < depth ? places.blocks[i + 1].norm1 : NormPlaces{places.norm_w, places.norm_b}, NormFor::kProduct};
+    x = passes.block(w, places.blocks[i], x, &next, s.in_block(i, depth), tape ? &tape->blocks[i] : nullptr);
   }
-  const at::Tensor query_out_rd = x.sum_rd.view({s.sequences(), s.context_length + s.target_length, -1})
-                                      .narrow(1, s.context_length, s.target_length)
-                                      .reshape({s.sequences() * s.target_length, -1});
-  Norm norm = passes.ops().norm(w, query_out_rd, {places.norm_w, places.norm_b}, NormFor::kProduct);
-  if (tape) tape->last_rd = query_out_rd, tape->norm = norm;
-  return passes.linear(w, norm.out_rd, places.proj_w, places.proj_b);
+  if (tape) tape->last_rd = x.sum_rd, tape->norm = x.norm;
+  return passes.linear(w, x.norm.out_rd, places.proj_w, places.proj_b);
 }
 
-at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& s, const PredictorTape& tape,
+at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& s, PredictorTape tape,
                             const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready) {
   const at::Tensor dnorm = passes.ops().linear_backward(w, tape.norm.out_rd, dprediction_rd, {places.proj_w, places.proj_b}, gradient, true);
-  const at::Tensor dquery_out = passes.ops().norm_backward(w, tape.last_rd, tape.norm, dnorm, {}, {places.norm_w, places.norm_b}, gradient).full_rd;
+  Flow dx_rd = passes.ops().norm_backward(w, tape.last_rd, tape.norm, dnorm, {}, {places.norm_w, places.norm_b}, gradient);
   whole(passes, places.norm_w, ready);
-  const int64_t p = dquery_out.size(1), length = s.context_length + s.target_length;
-  at::Tensor dx = at::zeros({s.sequences(), length, p}, dquery_out.options());
-  dx.narrow(1, s.context_length, s.target_length).copy_(dquery_out.view({s.sequences(), s.target_length, p}));
-  Flow dx_rd = dx.view({s.sequences() * length, p});
+  const int64_t p = tape.last_rd.size(1), length = s.context_length + s.target_length;
   for (size_t i = places.blocks.size(); i-- > 0;) {
-    dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, s.sequences(), s.heads, gradient);
+    dx_rd = passes.block_backward(w, places.blocks[i], tape.blocks[i], dx_rd, s.in_block(i, places.blocks.size()), gradient);
+    tape.blocks[i] = {};
     whole(passes, places.blocks[i].norm1.weight, ready);
   }
   const at::Tensor din = dx_rd.full_rd.view({s.sequences(), length, p});

@@ -34,7 +34,7 @@ struct EncoderTape {
 struct PredictorTape {
   at::Tensor encoded_rd;
   std::vector<BlockTape> blocks;
-  at::Tensor last_rd;  // query rows only
+  at::Tensor last_rd;  // of the queries
   Norm norm;
 };
 
@@ -42,19 +42,23 @@ struct PredictorTape {
 // the final norm.
 at::Tensor encode(const Passes& passes, const Weights& w, const EncoderPlaces& places, const at::Tensor& patches_rd, const at::Tensor& position_rd,
                   int64_t b, int64_t heads, EncoderTape* tape);
-void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, const EncoderTape& tape, const at::Tensor& dout_rd, int64_t b,
+// Both backwards take the tape apart: what a block kept is freed when it has been read, and the next block's temporaries
+// take its place.
+void encode_backward(const Passes& passes, const Weights& w, const EncoderPlaces& places, EncoderTape tape, const at::Tensor& dout_rd, int64_t b,
                      int64_t heads, FlatBuffers& gradient, const BucketReady& ready);
 
 struct PredictorShape {
   int64_t images, contexts, targets, context_length, target_length, heads;
   int64_t sequences() const { return images * contexts * targets; }
+  // Of a block. Of the last block's output only the queries are read.
+  Sequences in_block(size_t block, size_t depth) const { return {sequences(), heads, block + 1 == depth ? context_length : 0}; }
 };
 // encoded_rd [contexts b Kc, D]; context_position_rd [contexts b Kc, P]; query_position_rd [targets b Kp, P].
 // Returns predictions [targets contexts b Kp, D].
 at::Tensor predict(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& shape, const at::Tensor& encoded_rd,
                    const at::Tensor& context_position_rd, const at::Tensor& query_position_rd, PredictorTape* tape);
 // Returns the gradient for encoded_rd.
-at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& shape, const PredictorTape& tape,
+at::Tensor predict_backward(const Passes& passes, const Weights& w, const PredictorPlaces& places, const PredictorShape& shape, PredictorTape tape,
                             const at::Tensor& dprediction_rd, FlatBuffers& gradient, const BucketReady& ready);
 
 }  // namespace tessera::model

@@ -51,8 +51,17 @@ struct NextNorm {
   NormPlaces places;
   NormFor use;
 };
+// Sequences of equally many tokens. The first `unread` tokens of each are keys and values only: nothing reads what they
+// would become.
+struct Sequences {
+  int64_t count, heads, unread = 0;
+};
+// The tokens that are read, out of [count n, ...] rows: [count (n - unread), ...]; and back, with zeros before them.
+at::Tensor read_rows(const at::Tensor& all_rd, const Sequences& s);
+at::Tensor with_unread(const at::Tensor& read_rd, const Sequences& s);
+
 struct Attention {
-  at::Tensor out_rd;  // inner; all heads' answers before the projection
+  at::Tensor out_rd;  // inner; all heads' answers before the projection, of the tokens that are read
   at::Tensor lse_bhn;
   at::Tensor seed, offset;  // of a dropout that is zero: some fused kernels want them back
 };
@@ -96,9 +105,10 @@ class Ops {
   // The published normalisation of targets: no affine, eps 1e-5.
   virtual at::Tensor target_norm(const at::Tensor& x_rd) const = 0;
 
-  // Self-attention of b sequences over rows [r, 3 d] in (q, k, v; head; channel) order. keep: a backward follows.
-  virtual Attention attend(const at::Tensor& qkv_rd, int64_t b, int64_t heads, bool keep) const = 0;
-  virtual Flow attend_backward(const at::Tensor& qkv_rd, const Attention& forward, const at::Tensor& dout_rd, int64_t b, int64_t heads) const = 0;
+  // Self-attention over rows [r, 3 d] in (q, k, v; head; channel) order. keep: a backward follows, which gives the
+  // gradient of all rows (queries that nobody read: zero).
+  virtual Attention attend(const at::Tensor& qkv_rd, const Sequences& s, bool keep) const = 0;
+  virtual Flow attend_backward(const at::Tensor& qkv_rd, const Attention& forward, const at::Tensor& dout_rd, const Sequences& s) const = 0;
 
   // Sum of the loss over all elements as a scalar double on the device; dprediction: the gradient of the mean.
   virtual at::Tensor loss(kernels::Loss kind, const at::Tensor& prediction_rd, const at::Tensor& wanted_rd, at::Tensor& dprediction_rd) const = 0;

@@ -24,7 +24,7 @@ struct BlockPlaces {
 };
 // What a block's backward needs of its forward.
 struct BlockTape {
-  at::Tensor x_rd, middle_rd;  // input, and after attention
+  at::Tensor x_rd, middle_rd;  // input; after attention: of the tokens that are read
   Norm norm1, norm2;
   at::Tensor qkv_rd;
   Attention attention;
@@ -44,12 +44,13 @@ class Passes {
   at::Tensor linear(const Weights& w, const at::Tensor& x_rd, int weight_place, int bias_place) const { return ops_->linear(w, x_rd, {weight_place, bias_place}, LinearFor::kStream); }
   Norm norm(const Weights& w, const at::Tensor& x_rd, int weight_place, int bias_place) const { return ops_->norm(w, x_rd, {weight_place, bias_place}, NormFor::kStream); }
 
-  // One block over b sequences of n tokens, given LN1 of its input; also the norm that reads its output, if any. tape
-  // null: no backward will follow.
-  Joined block(const Weights& w, const BlockPlaces& p, const Joined& in, const NextNorm* next, int64_t b, int64_t heads, BlockTape* tape) const;
+  // One block, given LN1 of its input; also the norm that reads its output, if any. Its output has the tokens that are
+  // read. tape null: no backward will follow.
+  Joined block(const Weights& w, const BlockPlaces& p, const Joined& in, const NextNorm* next, const Sequences& s, BlockTape* tape) const;
   // The same for one block by itself.
-  at::Tensor block(const Weights& w, const BlockPlaces& p, const at::Tensor& x_rd, int64_t b, int64_t heads, BlockTape* tape) const;
-  Flow block_backward(const Weights& w, const BlockPlaces& p, const BlockTape& tape, const Flow& dy, int64_t b, int64_t heads, FlatBuffers& gradient) const;
+  at::Tensor block(const Weights& w, const BlockPlaces& p, const at::Tensor& x_rd, const Sequences& s, BlockTape* tape) const;
+  // dy: of the tokens that are read; returns the gradient of all.
+  Flow block_backward(const Weights& w, const BlockPlaces& p, const BlockTape& tape, const Flow& dy, const Sequences& s, FlatBuffers& gradient) const;
 
  private:
   std::unique_ptr<Ops> ops_;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "common/file.h"
+#include "common/model_size.h"
 #include "common/philox.h"
 #include "common/process_usage.h"
 #include "worker/model/backend.h"
@@ -48,18 +49,9 @@ model::Tile make_tile(const FunctionConfig& f, int64_t b) {
   return tile;
 }
 
-// Multiply-adds of one token through a block of width d over sequences of n, times two.
-double block_flops(double d, double hidden, double n) { return 2 * (4 * d * d + 2 * d * hidden + 2 * n * d); }
-
-// Of one image's step: target forward, context and predictor forward and backward (twice the forward).
+// Of one image's step with the lengths of this tile.
 double step_flops(const FunctionConfig& f, const model::Tile& tile) {
-  const double d = double(f.model.embed_dim), hidden = double(f.model.hidden_dim()), p = double(f.predictor.embed_dim);
-  const double patches = double(f.model.grid() * f.model.grid()), kept = double(tile.contexts[0].size(1)), length = kept + double(tile.targets[0].size(1));
-  const double embed = 2 * d * 3 * double(f.model.patch_size * f.model.patch_size);
-  const double target = patches * (embed + double(f.model.depth) * block_flops(d, hidden, patches));
-  const double context = kept * (embed + double(f.model.depth) * block_flops(d, hidden, kept));
-  const double predictor = double(tile.targets.size()) * length * double(f.predictor.depth) * block_flops(p, p * f.predictor.mlp_ratio, length);
-  return target + 3 * (context + predictor);
+  return image_flops(f, {double(tile.contexts[0].size(1)), double(tile.targets[0].size(1)), int64_t(tile.contexts.size()), int64_t(tile.targets.size())}).total();
 }
 
 // FLOP/s that NVIDIA states for an H100 or H200 (SXM), dense; other devices: take the ratio.

@@ -71,9 +71,9 @@ void block_rows(Bench& b, const std::string& where, const BlockPlaces& p, int64_
   product("fc2", p.fc2, wide, normed, d);
   const double attention = 4.0 * double(sequences) * double(n) * double(n) * double(d);
   const std::string heads_text = std::to_string(sequences) + " x " + std::to_string(heads) + " x " + std::to_string(n) + " x " + std::to_string(d / heads);
-  Attention kept = b.ops->attend(qkv, sequences, heads, true);
-  b.add(where + " attention", heads_text, attention, 0, [&] { (void)b.ops->attend(qkv, sequences, heads, true); });
-  b.add(where + " attention backward", heads_text, 2.5 * attention, 0, [&] { (void)b.ops->attend_backward(qkv, kept, normed, sequences, heads); });
+  Attention kept = b.ops->attend(qkv, {sequences, heads}, true);
+  b.add(where + " attention", heads_text, attention, 0, [&] { (void)b.ops->attend(qkv, {sequences, heads}, true); });
+  b.add(where + " attention backward", heads_text, 2.5 * attention, 0, [&] { (void)b.ops->attend_backward(qkv, kept, normed, {sequences, heads}); });
   const double width = double(normed.element_size()), floats = double(r) * double(d);
   const Norm norm = b.ops->norm(w, stream, p.norm1, NormFor::kProduct);
   b.add(where + " norm", std::to_string(r) + " x " + std::to_string(d), 0, floats * (4 + width), [&] { (void)b.ops->norm(w, stream, p.norm1, NormFor::kProduct); });

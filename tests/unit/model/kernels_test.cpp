@@ -144,6 +144,30 @@ TEST(Kernels, AttentionAgreesWithFp64) {
   }
 }
 
+// Tokens whose answer nobody reads change nothing for the others: with no gradient coming back to them, theirs is that of
+// keys and values alone.
+TEST(Kernels, AttentionOfTheTokensThatAreRead) {
+  for (const auto& [n, unread] : std::vector<std::pair<int64_t, int64_t>>{{5, 4}, {49, 21}, {110, 69}}) {
+    SCOPED_TRACE(std::to_string(unread) + " of " + std::to_string(n) + " tokens unread");
+    const int64_t b = 2, h = 3, e = 24, m = n - unread;
+    const AttentionShape all{b, h, n, e}, some{b, h, n, e, unread};
+    const at::Tensor qkv = random({b * n, 3 * h * e}, 1).mul_(1.5), read = random({b * m, h * e}, 2);
+    at::Tensor dout = at::zeros({b, n, h * e});
+    dout.narrow(1, unread, m).copy_(read.view({b, m, h * e}));
+    std::vector<float> scratch(size_t(attention_scratch_floats(all)), NAN);
+    const auto run = [&](const AttentionShape& shape, const at::Tensor& d) {
+      at::Tensor out = at::full({b * shape.queries(), h * e}, NAN), lse = at::full({b, h, shape.queries()}, NAN), dqkv = at::full({b * n, 3 * h * e}, NAN);
+      attention_forward(shape, qkv.const_data_ptr<float>(), 0, b * h, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), scratch.data());
+      attention_backward(shape, qkv.const_data_ptr<float>(), out.const_data_ptr<float>(), lse.const_data_ptr<float>(), d.const_data_ptr<float>(), 0, b * h, dqkv.mutable_data_ptr<float>(), scratch.data());
+      return std::vector<at::Tensor>{out, dqkv};
+    };
+    const auto whole = run(all, dout), part = run(some, read);
+    EXPECT_TRUE(part[0].view({b, m, -1}).equal(whole[0].view({b, n, -1}).narrow(1, unread, m)));
+    EXPECT_TRUE(part[1].equal(whole[1]));
+    EXPECT_EQ(part[1].view({b, n, -1}).narrow(1, 0, unread).narrow(2, 0, h * e).abs().max().item<float>(), 0.0f);
+  }
+}
+
 // Large logits neither overflow nor lose the largest; a NaN stays one.
 TEST(Kernels, AttentionOfExtremes) {
   const AttentionShape shape{1, 1, 5, 16};

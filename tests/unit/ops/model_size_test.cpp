@@ -102,12 +102,12 @@ TEST(ModelSize, MaskLengthsShrinkWithTheMaskGroup) {
 }
 
 TEST(ModelSize, FlopsOfViTHuge) {
-  // By hand at 69 context and 44.2 target patches: 333 + 263 + 61 GFLOP.
+  // By hand at 69 context and 44.2 target patches: 333 + 263 + 59 GFLOP (the last predictor block answers queries alone).
   const FunctionConfig f = function_of("vit_huge", 14, 224);
   const ImageFlops flops = image_flops(f, {69, 44.2, 1, 4});
   EXPECT_NEAR(flops.target / 1e9, 333, 7);
   EXPECT_NEAR(flops.context / 1e9, 263, 6);
-  EXPECT_NEAR(flops.predictor / 1e9, 61, 3);
+  EXPECT_NEAR(flops.predictor / 1e9, 58.6, 1.5);
 }
 
 // facts: engine 9 counts 26 to 30 GB with sharded optimizer state of 1.3 GB; ours is whole, 10.4 GB.
@@ -119,7 +119,7 @@ TEST(ModelSize, ViTHugeWithTilesOf128FitsThirtyFiveGigabytesOfAGpu) {
   EXPECT_NEAR(double(one.state) / 1e9, 12.9, 0.1);
   EXPECT_NEAR(double(one.gradients) / 1e9, 2.61, 0.02);
   EXPECT_NEAR(double(one.activations) / 1e9, 17.6, 1.0);
-  EXPECT_LE(double(one.total()) / 1e9, 36.0);
+  EXPECT_LE(double(one.total()) / 1e9, 35.0);
   EXPECT_GE(double(one.total()) / 1e9, 32.0);
   EXPECT_EQ(gpu_memory(f, lengths, 16, 1).gradients, 6 * one.gradients);
   f.precision = "fp32";
