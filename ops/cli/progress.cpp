@@ -44,12 +44,20 @@ std::string cell(const Json& document, const char* pointer, bool as_percent) {
   return as_percent ? decimal(100 * value, "%.1f %%") : decimal(value, "%.4g");
 }
 
+// "39.3 % (+6.9 +- 0.6)": the baseline, and how far the model is above it.
+std::string baseline_cell(const Json& probe, const std::string& name, bool as_percent) {
+  const std::string baseline = cell(probe, ("/baselines/" + name).c_str(), as_percent);
+  const double above = number_at(probe, "/above_baselines/" + name + "/value", NAN), error = number_at(probe, "/above_baselines/" + name + "/standard_error", NAN);
+  if (std::isnan(above) || std::isnan(error) || !as_percent) return baseline;
+  return baseline + " (" + decimal(100 * above, "%+.1f") + " +- " + decimal(100 * error, "%.1f") + ")";
+}
+
 std::string table_row(const std::string& name, const Json& probe) {
   const double value = number_at(probe, "/value", NAN);
   const std::string metric = text_at(probe, "/metric", "value");
   const bool share = metric.find("accuracy") != std::string::npos && value <= 1.0;
   return "  " + padded(name, 12) + padded(metric, 18) + padded(cell(probe, "/value", share), 10) + padded(cell(probe, "/standard_error", share), 16) +
-         padded(cell(probe, "/baselines/random_init", share), 13) + cell(probe, "/baselines/pixels", share) + "\n";
+         padded(baseline_cell(probe, "random_init", share), 24) + baseline_cell(probe, "pixels", share) + "\n";
 }
 
 std::string steps_text(const Json& status) {
@@ -114,7 +122,7 @@ std::string event_line(const Json& event) {
 }
 
 std::string evaluation_table(const Json& evaluation) {
-  std::string out = "  " + padded("probe", 12) + padded("metric", 18) + padded("value", 10) + padded("standard error", 16) + padded("random_init", 13) + "pixels\n";
+  std::string out = "  " + padded("probe", 12) + padded("metric", 18) + padded("value", 10) + padded("standard error", 16) + padded("random_init", 24) + "pixels\n";
   const auto probes = evaluation.find("probes");
   if (probes == evaluation.end() || !probes->is_object() || probes->empty()) return out + table_row("linear", evaluation);
   for (const auto& [name, probe] : probes->items()) out += table_row(name, probe);

@@ -127,12 +127,18 @@ std::string percent(double share) {
 }
 
 void print_table(const nlohmann::ordered_json& result) {
-  std::printf("%-10s %9s %9s %13s %9s\n", "label", "value", "+- error", "random init", "pixels");
+  std::printf("%-10s %9s %9s  %-23s %s\n", "label", "value", "+- error", "random init", "pixels");
   for (const auto& [label, p] : result["probes"].items()) {
     const auto baseline = [&, &p = p](const char* name) -> std::string {
-      return p.contains("baselines") && p["baselines"].contains(name) ? percent(p["baselines"][name].get<double>()) : "-";
+      if (!p.contains("baselines") || !p["baselines"].contains(name)) return "-";
+      const std::string value = percent(p["baselines"][name].get<double>());
+      if (!p.contains("above_baselines")) return value;
+      const auto& above = p["above_baselines"][name];
+      char text[48];
+      std::snprintf(text, sizeof text, " (%+.1f +- %.1f)", 100 * above["value"].get<double>(), 100 * above["standard_error"].get<double>());
+      return value + text;
     };
-    std::printf("%-10s %8.1f%% %8.1f%% %13s %9s\n", label.c_str(), 100 * p["value"].get<double>(), 100 * p["standard_error"].get<double>(), baseline("random_init").c_str(), baseline("pixels").c_str());
+    std::printf("%-10s %8.1f%% %8.1f%%  %-23s %s\n", label.c_str(), 100 * p["value"].get<double>(), 100 * p["standard_error"].get<double>(), baseline("random_init").c_str(), baseline("pixels").c_str());
     if (!p.contains("by_k")) continue;
     for (const auto& [k, score] : p["by_k"].items()) std::printf("  k = %-5s weighted %5.1f%%  majority %5.1f%%\n", k.c_str(), 100 * score["weighted"].get<double>(), 100 * score["majority"].get<double>());
   }

@@ -38,6 +38,18 @@ Scores score_all(const std::vector<Labelled>& data, const std::string& features,
 double mean(const std::vector<double>& values) { return mean_error(values).mean; }
 double error_of(const Scores& scores) { return scores.values.size() > 1 ? mean_error(scores.values).standard_error : scores.test_errors[0]; }
 
+// How far the model is above a baseline. Both answered the same images, so the error is that of the difference, image by
+// image; over several seeds or models, that of the mean of their differences.
+nlohmann::ordered_json above(const Scores& model, const Scores& baseline, const Target& target) {
+  std::vector<double> differences;
+  if (model.values.size() > 1)
+    for (size_t s = 0; s < model.values.size(); ++s) differences.push_back(model.values[s] - baseline.values[s]);
+  else
+    for (size_t i = 0; i < target.test.size(); ++i) differences.push_back(double(model.first.predicted[i] == target.test[i]) - double(baseline.first.predicted[i] == target.test[i]));
+  const MeanError difference = mean_error(differences);
+  return {{"value", difference.mean}, {"standard_error", difference.standard_error}};
+}
+
 // The first seed's weighted vote, of as many neighbours as there are.
 nlohmann::ordered_json knn_entry(const FeaturePair& pair, const Target& target, int64_t k) {
   k = std::min(k, pair.train_nd.size(0));
@@ -62,6 +74,7 @@ nlohmann::ordered_json entry_of(const std::vector<Labelled>& data, const std::st
   const Scores random = score_all(data, "random_init", label, seeds, recipe), pixels = score_all(data, "pixels", label, seeds, recipe);
   out["baselines"] = {{"random_init", mean(random.values)}, {"pixels", mean(pixels.values)}};
   out["baseline_standard_errors"] = {{"random_init", error_of(random)}, {"pixels", error_of(pixels)}};
+  out["above_baselines"] = {{"random_init", above(scores, random, target)}, {"pixels", above(scores, pixels, target)}};
   return out;
 }
 

@@ -32,7 +32,8 @@ struct LinearResult {
 };
 // models: one, or several of the same recipe trained from different seeds; all see the same images. seeds: of the split and
 // of the choice of L2. With several models or seeds, value is the mean over all, standard_error that of the mean,
-// and test_standard_error the test set's own; with one of each, standard_error is the test set's.
+// and test_standard_error the test set's own; with one of each, standard_error is the test set's. above_baselines: the
+// model's value less a baseline's, with the paired error of that difference.
 // Errors: those of read_labelled; kUsage when both are several (their errors are not of one kind).
 Result<LinearResult> evaluate_linear(const std::vector<LoadedModel>& models, const EvaluationOptions& options, const std::vector<int64_t>& seeds, const ProbeRecipe& recipe = {});
 
