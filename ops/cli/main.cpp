@@ -26,8 +26,7 @@ int run_helper_command(const std::string& word, const std::vector<std::string>& 
   std::vector<std::string> arguments = rest;
   if (word == "bench" && !rest.empty() && rest[0] == "loader") program = "tessera-data";
   if (program == "tessera-model" || word == "bench") arguments.insert(arguments.begin(), word);
-  // Evaluation shares the machine with training: threads that wait must sleep. OpenMP reads this when a program is loaded.
-  if (word == "evaluate" || word == "embed" || word == "neighbours" || word == "visualize") setenv("OMP_WAIT_POLICY", "passive", 0);
+  setenv("GOMP_SPINCOUNT", kOpenMpSpins, 0);  // OpenMP reads it when a program is loaded
   return report(exec_helper(program, arguments), Format::kText);
 }
 

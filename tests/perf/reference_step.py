@@ -9,6 +9,7 @@ the two alternate, `rounds` times; medians are compared. bf16: torch.autocast(bf
 """
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -117,7 +118,8 @@ class Step:
 def ours(o, repeats):
     command = [o.tessera, "bench", "step", "--model", o.model, "--patch", str(o.patch), "--size", str(o.size), "--tile", str(o.tile), "--precision", o.precision, "--device", o.device,
                "--threads", str(o.threads), "--predictor-dim", str(o.predictor_dim), "--predictor-depth", str(o.predictor_depth), "--repeats", str(repeats), "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    environment = {**os.environ, "GOMP_SPINCOUNT": "1000"}  # as a trainer has it (common/process.h)
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def main():

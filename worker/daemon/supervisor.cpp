@@ -72,7 +72,7 @@ SpawnOptions Supervisor::spawn_options(const std::string& program, std::vector<s
   if (!options_.log_dir.empty()) spawn.command.insert(spawn.command.end(), {"--log-dir", options_.log_dir});
   // Variables that choose library code paths decide bits: nothing is inherited, ours are set.
   spawn.clear_env_prefixes = {"ATEN_", "MKL_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_", "CUBLAS", "NVIDIA_TF32"};
-  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}, {"CUBLAS_WORKSPACE_CONFIG", ":4096:8"}};
+  spawn.set_env = {{"MKL_CBWR", "AVX2"}, {"OMP_NUM_THREADS", threads}, {"CUBLAS_WORKSPACE_CONFIG", ":4096:8"}, {"GOMP_SPINCOUNT", kOpenMpSpins}};
   spawn.own_session = true;
   return spawn;
 }
