@@ -70,7 +70,6 @@ Result<Json> run_helper(const std::string& name, const std::vector<std::string>&
   options.command.insert(options.command.end(), arguments.begin(), arguments.end());
   options.output_file = output.path;
   options.own_session = true;
-  if (::getenv("GOMP_SPINCOUNT") == nullptr) options.set_env["GOMP_SPINCOUNT"] = kOpenMpSpins;
   TESSERA_ASSIGN(Child child, Child::spawn(options));
   const int before = signals.count();
   ChildExit exit;

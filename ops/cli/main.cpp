@@ -26,7 +26,6 @@ int run_helper_command(const std::string& word, const std::vector<std::string>& 
   std::vector<std::string> arguments = rest;
   if (word == "bench" && !rest.empty() && rest[0] == "loader") program = "tessera-data";
   if (program == "tessera-model" || word == "bench") arguments.insert(arguments.begin(), word);
-  setenv("GOMP_SPINCOUNT", kOpenMpSpins, 0);  // OpenMP reads it when a program is loaded
   return report(exec_helper(program, arguments), Format::kText);
 }
 
@@ -229,4 +228,7 @@ int main_function(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace tessera::cli
 
-int main(int argc, char** argv) { return tessera::cli::main_function(std::vector<std::string>(argv + 1, argv + argc)); }
+int main(int argc, char** argv) {
+  setenv("GOMP_SPINCOUNT", tessera::kOpenMpSpins, 0);  // for whatever this starts: OpenMP reads it when a program is loaded
+  return tessera::cli::main_function(std::vector<std::string>(argv + 1, argv + argc));
+}

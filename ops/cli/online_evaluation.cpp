@@ -94,7 +94,6 @@ void OnlineEvaluation::start(const std::string& checkpoint, std::vector<ProbeNew
   if (!test_data_.empty()) options.command.insert(options.command.end(), {"--test-data", test_data_});
   options.output_file = run_dir_ + "/logs/evaluation.out";
   options.own_session = true;
-  options.set_env["GOMP_SPINCOUNT"] = kOpenMpSpins;
   auto child = Child::spawn(options);
   if (!child) return news.push_back({"warning", "no probe of step " + std::to_string(step_) + ": " + child.error().message});
   child_ = std::move(*child);
