@@ -392,8 +392,14 @@ std::string print_resolved(const Config& config) {
 }
 
 Hash128 function_id(const FunctionConfig& function) {
+  const FunctionConfig standard;
+  std::map<std::string, std::string> defaults;
+  visit_function(standard, [&](const FieldInfo& info, const auto& value) { defaults[info.key] = print_value(value); });
   Hasher hasher;
-  visit_function(function, [&](const FieldInfo& info, const auto& value) { hasher.add_string(std::string(info.key) + "=" + print_value(value)); });
+  visit_function(function, [&](const FieldInfo& info, const auto& value) {
+    const std::string text = print_value(value);
+    if (!info.late || text != defaults[info.key]) hasher.add_string(std::string(info.key) + "=" + text);
+  });
   return hasher.finish();
 }
 
@@ -416,6 +422,8 @@ Status check_function(const FunctionConfig& f) {
   if (!ordered(f.data.crop_scale) || !ordered(f.data.crop_ratio)) return bad("function.data.crop_scale and crop_ratio must be [low, high]");
   if (!ordered(f.masks.target_scale) || !ordered(f.masks.target_aspect) || !ordered(f.masks.context_scale) || !ordered(f.masks.context_aspect))
     return bad("function.masks scales and aspects must be [low, high]");
+  if (f.target_precision == "fp8" && f.precision == "fp32")
+    return bad("function.target_precision: fp8 gives its results in bfloat16, and function.precision is fp32; set function.precision: bf16, or target_precision: same");
   if (f.steps > 0 && f.warmup_steps > f.steps) return bad("function.warmup_steps " + n(f.warmup_steps) + " exceeds function.steps " + n(f.steps));
   if (f.data.manifest_digest != "auto" && !hash_from_hex(f.data.manifest_digest))
     return bad("function.data.manifest_digest must be auto or 32 hex digits as `tessera data index` prints");

@@ -99,6 +99,7 @@ struct FunctionConfig {
   int64_t steps = 0;         // > 0: the run's length in steps; warmup_steps then replaces warmup_epochs
   int64_t warmup_steps = 0;
   std::string precision = "fp32";  // fp32 | bf16 | published
+  std::string target_precision = "same";  // same | fp8
   std::string reduction = "tree";  // tree | fixed32 | fast
 };
 
@@ -155,7 +156,8 @@ Result<OperationConfig> parse_operation(const std::string& yaml_text);
 // Every value with its origin as a comment; loads again as a config.
 std::string print_resolved(const Config& config);
 
-// XXH3-128 over "key=value" lines of every function value in schema order.
+// XXH3-128 over "key=value" lines of the function values in schema order; keys that came after the first runs (FieldInfo::late)
+// only where they differ from their default.
 Hash128 function_id(const FunctionConfig& function);
 
 // Cross-field rules: divisibility, heads, mask geometry. Errors: kFixConfig with the fix.

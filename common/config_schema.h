@@ -9,6 +9,7 @@ struct FieldInfo {
   const char* key;      // dotted, "function.model.name"
   const char* meaning;  // one sentence for docs/configuration.md
   const char* allowed;  // "a | b | c" for words, "[lo, hi]" for numbers, "" for free
+  bool late = false;    // of function: runs were begun before there was this key, and its default is what they did
 };
 
 // Calls visitor(FieldInfo, value&) for every key; value is int64_t, double, bool, std::string, Pair or Triple.
@@ -67,6 +68,7 @@ void visit_function(F& f, Visitor&& v) {
   v(FieldInfo{"function.steps", "Length of the run in steps; 0 takes epochs.", "[0, 1000000000000]"}, f.steps);
   v(FieldInfo{"function.warmup_steps", "Warm-up in steps, used with steps.", "[0, 1000000000000]"}, f.warmup_steps);
   v(FieldInfo{"function.precision", "Arithmetic of the forward and backward passes.", "fp32 | bf16 | published"}, f.precision);
+  v(FieldInfo{"function.target_precision", "Arithmetic of the target encoder's pass, which has no gradient: that of precision, or, as an experiment, 8-bit floats (E4M3, one power of two per tensor) as operands of its blocks' products (docs/decisions/0011-fp8-for-the-target-pass.md).", "same | fp8", true}, f.target_precision);
   v(FieldInfo{"function.reduction", "How tile gradients are summed: the fixed tree; integers, rounded by an exponent per tensor; a plain float all-reduce, which gives placement independence up (docs/decisions/0008-which-reduction.md).", "tree | fixed32 | fast"}, f.reduction);
 }
 

@@ -114,6 +114,8 @@ def jobs(gpu, work):
     for model, patch, tile, width, depth in MODELS:
         shape = ["--model", model, "--patch", str(patch), "--tile", str(tile), "--predictor-dim", str(width), "--predictor-depth", str(depth), "--precision", "published"]
         yield {"name": f"step {model}/{patch}", "kind": "bench", "command": bench("step", *shape, "--repeats", "10"), "json": True, "limit": 60}
+        if model == "vit_huge":
+            yield {"name": f"step {model}/{patch}, fp8 target", "kind": "bench", "command": bench("step", *shape, "--target-precision", "fp8", "--repeats", "10"), "json": True, "limit": 60}
         yield {"name": f"kernels {model}/{patch}", "kind": "bench", "command": bench("kernels", *shape, "--repeats", "10"), "json": True, "limit": 60}
     for model, patch, tile, width, depth in MODELS[:2]:
         for compiled in ([], ["--compile"]):

@@ -49,6 +49,17 @@ TEST_F(EngineGpu, GradientIsTheCpus) {
   }
 }
 
+// The CPU's pass has the same numbers as operands; what differs is what bf16 differs by.
+TEST_F(EngineGpu, Fp8TargetsAreTheCpus) {
+  FunctionConfig f = test::gpu_function("bf16");
+  f.target_precision = "fp8";
+  Side gpu = side(f, kDevice), cpu = side(f, "cpu");
+  const Tile tile = test::make_tile(f, 6, 17, 9, 1);
+  const at::Tensor got = gpu.engine->outputs(gpu.state, tile).target_normed_bnd;
+  EXPECT_LE(relative_error(got, cpu.engine->outputs(cpu.state, tile).target_normed_bnd), 3e-2);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(gpu.engine->outputs(gpu.state, tile).target_normed_bnd.equal(got)) << i;
+}
+
 TEST_F(EngineGpu, FeaturesAreTheCpus) {
   const FunctionConfig f = test::gpu_function("fp32");
   Side gpu = side(f, kDevice), cpu = side(f, "cpu");

@@ -118,5 +118,21 @@ TEST_F(KernelsGpu, PatchesAndColumns) {
   expect_same(packed.back(), packed.host), expect_same(sum.back(), sum.host);
 }
 
+TEST_F(KernelsGpu, EightBitFloatsWithOneScale) {
+  for (const int64_t n : {16, 4112, 10'000'000}) {
+    Both<Half> x(random_half(n));
+    Both<uint32_t> scratch(std::vector<uint32_t>(static_cast<size_t>(kPartsOfLargest)));
+    Both<float> scale(std::vector<float>(1));
+    Both<uint8_t> out(std::vector<uint8_t>(static_cast<size_t>(n)));
+    to_e4m3(x.on_device(), n, scratch.on_device(), scale.on_device(), out.on_device(), nullptr);
+    uint32_t largest = 0;
+    for (const Half v : x.host) largest = std::max(largest, model::e4m3::magnitude(to_float(v)));
+    const float want = model::e4m3::scale_of(largest);
+    ASSERT_EQ(scale.back()[0], want);
+    const auto got = out.back();
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], model::e4m3::encoded(to_float(x.host[i]) / want)) << i;
+  }
+}
+
 }  // namespace
 }  // namespace tessera::cuda

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How far precision policies drift apart: the same run in fp32, bf16 and published, and what differs after a few hundred steps.
+"""How far precision policies drift apart: the same run in fp32, bf16, published and bf16 with fp8 targets, and what differs after a few
+hundred steps.
 
     tests/perf/precision_drift.py configs/quickstart.yaml --steps 300 --out drift.json        (with the Python of ops/setup)
 
 For each policy: the loss over the last 50 steps, the mean and largest relative difference of a step's loss to fp32's, and for
 the target features of 500 images the mean cosine to fp32's and the root mean square of the difference over that of fp32's
-deviations from their mean. A further fp32 run whose seed differs is what such numbers are between two runs that have nothing
+deviations from their mean. fp8 targets are also compared with the bf16 run ("... beside bf16"). A further fp32 run whose seed differs is what such numbers are between two runs that have nothing
 in common but the recipe.
 """
 import argparse
@@ -27,8 +28,8 @@ def tessera(*words):
         sys.exit(f"tessera {' '.join(map(str, words))}: exit {done.returncode}: {done.stderr[-2000:]}")
 
 
-def one_run(options, folder, precision, seed):
-    tessera("up", options.config, "--set", f"function.steps={options.steps}", "--set", f"function.warmup_steps={options.steps // 10}", "--set", f"function.precision={precision}", "--set", f"function.seed={seed}",
+def one_run(options, folder, precision, target_precision, seed):
+    tessera("up", options.config, "--set", f"function.steps={options.steps}", "--set", f"function.warmup_steps={options.steps // 10}", "--set", f"function.precision={precision}", "--set", f"function.target_precision={target_precision}", "--set", f"function.seed={seed}",
             "--set", f"operation.run_dir={folder}", "--set", "operation.evaluate.at_end=none", "--workers", options.workers, "--json")
     losses = [row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())]
     tessera("embed", folder, "--data", options.data, "--out", folder / "features")
@@ -53,12 +54,15 @@ def main():
     parser.add_argument("--out")
     options = parser.parse_args()
     result = {"schema": 1, "config": options.config, "steps": options.steps}
+    runs = {}
     with tempfile.TemporaryDirectory() as temporary:
-        reference = one_run(options, pathlib.Path(temporary, "fp32"), "fp32", 0)
-        for name, precision, seed in (("fp32", "fp32", 0), ("bf16", "bf16", 0), ("published", "published", 0), ("fp32, another seed", "fp32", 1)):
-            run = reference if name == "fp32" else one_run(options, pathlib.Path(temporary, name.replace(" ", "")), precision, seed)
-            result[name] = compare(run, reference)
-            print(f"{name:20s} {json.dumps(result[name])}", flush=True)
+        for name, precision, target_precision, seed in (("fp32", "fp32", "same", 0), ("bf16", "bf16", "same", 0), ("published", "published", "same", 0), ("bf16, fp8 targets", "bf16", "fp8", 0), ("fp32, another seed", "fp32", "same", 1)):
+            runs[name] = one_run(options, pathlib.Path(temporary, name.replace(" ", "")), precision, target_precision, seed)
+            result[name] = compare(runs[name], runs["fp32"])
+            print(f"{name:30s} {json.dumps(result[name])}", flush=True)
+    name = "bf16, fp8 targets, beside bf16"
+    result[name] = compare(runs["bf16, fp8 targets"], runs["bf16"])
+    print(f"{name:30s} {json.dumps(result[name])}", flush=True)
     if options.out:
         pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
 

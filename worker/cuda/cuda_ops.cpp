@@ -2,12 +2,14 @@
 //
 // bf16 and published: the residual stream, norms and losses in fp32; products read bf16 and sum in fp32; weight gradients
 // leave the product in fp32, straight into their bucket. (The published autocast does the same, but for weight gradients,
-// which it rounds to bf16.) fp32: everything in true fp32, TF32 off.
+// which it rounds to bf16.) fp32: everything in true fp32, TF32 off. fp8 (the target's pass): as bf16, but a block's products
+// read 8-bit floats with one scale a tensor, and still give bf16 and sum in fp32.
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/_scaled_dot_product_efficient_attention.h>
 #include <ATen/ops/_scaled_dot_product_efficient_attention_backward.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_backward.h>
+#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -40,17 +42,17 @@ T* out(const at::Tensor& t) {
 template <typename T>
 class CudaOps : public Ops {
  public:
-  CudaOps(const Layout& layout, c10::Device device) : Ops(layout), floats_(at::TensorOptions().dtype(at::kFloat).device(device)) {}
+  CudaOps(const Layout& layout, c10::Device device, bool e4m3) : Ops(layout), floats_(at::TensorOptions().dtype(at::kFloat).device(device)), e4m3_(e4m3) {}
 
   at::Tensor bring(const at::Tensor& host) const override { return host.to(floats_.device(), host.scalar_type(), /*non_blocking=*/true); }
 
   at::Tensor linear(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, LinearFor use) const override {
-    const at::Tensor y_rd = product(w, x_rd, p);
+    const at::Tensor y_rd = product(w, x_rd, p, use != LinearFor::kStream);
     return use == LinearFor::kStream ? y_rd.to(at::kFloat) : y_rd;
   }
 
   Joined linear_add_norm(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, const at::Tensor& residual_rd, const NextNorm* next) const override {
-    const at::Tensor y_rd = product(w, x_rd, p);
+    const at::Tensor y_rd = product(w, x_rd, p, true);
     if (!next) return {at::add(residual_rd, y_rd), {}};
     Joined joined;
     joined.sum_rd = at::empty(y_rd.sizes(), floats_);
@@ -60,7 +62,7 @@ class CudaOps : public Ops {
 
   Hidden linear_gelu(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const override {
     Hidden hidden;
-    hidden.before_rd = product(w, x_rd, p);
+    hidden.before_rd = product(w, x_rd, p, true);
     hidden.after_rd = at::empty_like(hidden.before_rd);
     gelu_forward(in<T>(hidden.before_rd), out<T>(hidden.after_rd), hidden.before_rd.numel(), stream());
     return hidden;
@@ -165,8 +167,24 @@ class CudaOps : public Ops {
   Affine affine(const Weights& w, NormPlaces p) const { return {weight(w.full, p.weight), weight(w.full, p.bias)}; }
   // As the products read it. A role without twins (evaluation of a loaded model) is rounded on the way.
   at::Tensor compute_weight(const Weights& w, int place) const { return kHalf && w.half ? weight(*w.half, place) : inner(weight(w.full, place)); }
-  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const {
+  // in_block: not an embedding.
+  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, bool in_block) const {
+    if (e4m3_ && in_block) {
+      const Quantised x = quantised(x_rd), y = quantised(weight(w.full, p.weight));
+      return at::_scaled_mm(x.numbers, y.numbers.t(), x.scale, y.scale, compute_weight(w, p.bias), {}, at::kBFloat16, /*use_fast_accum=*/false);
+    }
     return at::addmm(compute_weight(w, p.bias), inner(x_rd), compute_weight(w, p.weight).t());
+  }
+  struct Quantised {
+    at::Tensor numbers, scale;
+  };
+  Quantised quantised(const at::Tensor& x) const {
+    Quantised q{at::empty(x.sizes(), floats_.dtype(at::kFloat8_e4m3fn)), at::empty({}, floats_)};
+    const at::Tensor scratch = at::empty({kPartsOfLargest}, floats_);
+    const auto run = [&](auto type) { to_e4m3(in<decltype(type)>(x), x.numel(), out<uint32_t>(scratch), out<float>(q.scale), out<uint8_t>(q.numbers), stream()); };
+    if (x.scalar_type() == at::kFloat) run(float{});
+    else run(Half{});
+    return q;
   }
   static Flow flow(const at::Tensor& inner_rd, const at::Tensor& sum_d) { return kHalf ? Flow({}, inner_rd, sum_d) : Flow(inner_rd, {}, sum_d); }
 
@@ -223,6 +241,7 @@ class CudaOps : public Ops {
   }
 
   at::TensorOptions floats_;
+  bool e4m3_;
   mutable at::Tensor table_;
   mutable std::array<float, 6> table_key_{};
 };
@@ -230,8 +249,8 @@ class CudaOps : public Ops {
 }  // namespace
 
 std::unique_ptr<Ops> make_cuda_ops(const Layout& layout, const std::string& precision, c10::Device device) {
-  if (precision == "fp32") return std::make_unique<CudaOps<float>>(layout, device);
-  return std::make_unique<CudaOps<Half>>(layout, device);
+  if (precision == "fp32") return std::make_unique<CudaOps<float>>(layout, device, false);
+  return std::make_unique<CudaOps<Half>>(layout, device, precision == kFp8);
 }
 
 }  // namespace tessera::cuda

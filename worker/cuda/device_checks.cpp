@@ -47,6 +47,7 @@ Status check_device(const std::string& device, const FunctionConfig* function) {
   TESSERA_TRY(judge_interface(setting ? setting : "", interfaces()));
   if (!function) return {};
   TESSERA_TRY(judge_heads(*function));
+  TESSERA_TRY(judge_target_precision(device, properties.name, properties.major, properties.minor, *function));
   size_t available = 0, all = 0;
   cudaSetDevice(device_index(device));
   if (const cudaError_t code = cudaMemGetInfo(&available, &all); code != cudaSuccess)

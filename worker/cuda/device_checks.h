@@ -29,7 +29,10 @@ Status judge_interface(const std::string& setting, const std::vector<std::string
 // The fused bf16 attention takes heads of a multiple of eight channels.
 Status judge_heads(const FunctionConfig& function);
 
-// All of it, and heads and memory for `function` when not null. Errors: kFixConfig.
+// Products of 8-bit floats want compute capability 8.9 and widths that are multiples of 16.
+Status judge_target_precision(const std::string& device, const std::string& name, int major, int minor, const FunctionConfig& function);
+
+// All of it, and heads, 8-bit floats and memory for `function` when not null. Errors: kFixConfig.
 Status check_device(const std::string& device, const FunctionConfig* function);
 // The device's part of a numerics class.
 std::string device_class(const std::string& device);

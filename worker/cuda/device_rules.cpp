@@ -74,4 +74,15 @@ Status judge_heads(const FunctionConfig& f) {
   return {};
 }
 
+Status judge_target_precision(const std::string& device, const std::string& name, int major, int minor, const FunctionConfig& f) {
+  if (f.target_precision != "fp8") return {};
+  if (major < 8 || (major == 8 && minor < 9))
+    return fail(ErrorCode::kFixConfig, "[engine] device " + device + " (" + name + ") has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+                                           "; function.target_precision: fp8 needs 8.9 (L40, H100) or newer: set it to same, or use another device");
+  for (const auto& [what, width] : {std::pair{"embed_dim", f.model.embed_dim}, std::pair{"MLP", f.model.hidden_dim()}})
+    if (width % 16 != 0)
+      return fail(ErrorCode::kFixConfig, std::string("[engine] function.model has an ") + what + " of " + std::to_string(width) + " channels; on a GPU function.target_precision: fp8 needs a multiple of 16: set it to same, or choose another width");
+  return {};
+}
+
 }  // namespace tessera::cuda

@@ -2,6 +2,7 @@
 // std::runtime_error when the launch is refused (the caller's edge makes it a Result).
 #pragma once
 
+#include "worker/cuda/e4m3_bodies.h"
 #include "worker/cuda/network_bodies.h"
 #include "worker/cuda/update_bodies.h"
 
@@ -51,6 +52,16 @@ void each(const F& function, int64_t n, Stream stream) {
 template <typename T>
 void gelu_forward(const T* before, T* after, int64_t n, Stream stream) {
   each(GeluPair<T>{before, after}, n / 2, stream);
+}
+
+constexpr int64_t kPartsOfLargest = 1024;  // words of scratch that to_e4m3 wants
+// from [n], n a multiple of 4, as 8-bit floats times one scale; scale: one float of device memory.
+template <typename T>
+void to_e4m3(const T* from, int64_t n, uint32_t* scratch, float* scale, uint8_t* to, Stream stream) {
+  const int64_t wanted = up(n, 16 * LargestPart<T>::kThreads), blocks = wanted < kPartsOfLargest ? wanted : kPartsOfLargest;
+  launch(LargestPart<T>{from, n, blocks, scratch}, blocks, stream);
+  launch(ScaleOfParts{scratch, blocks, scale}, 1, stream);
+  each(ToE4m3<T>{from, scale, to}, n / 4, stream);
 }
 
 }  // namespace tessera::cuda

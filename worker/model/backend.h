@@ -83,7 +83,7 @@ Backend* backend();
 bool is_cuda(const std::string& device);
 // kFixConfig with a sentence when the program cannot compute on that device. function as in Backend::prepare.
 Status prepare_device(const std::string& device, const FunctionConfig* function);
-// Operations for the device, by whichever part of the program has them.
+// Operations for the device, by whichever part of the program has them. precision: as for make_cpu_ops.
 Result<std::unique_ptr<Ops>> make_ops(const Layout& layout, const std::string& precision, const std::string& device);
 // A host's state where the device computes; itself for the CPU.
 State to_device(State host, const std::string& precision, const std::string& device);

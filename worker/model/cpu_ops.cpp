@@ -4,14 +4,19 @@
 // the residual stream, LayerNorm, GELU, softmax, sums and their gradients are computed in fp32, as the published code's
 // autocast does. Gradients of weights come out of the product rounded to bfloat16 (LibTorch has no product of halves with
 // an fp32 result on CPUs; autocast's are the same) and are summed over tiles in fp32.
+//
+// With products of 8-bit floats (kFp8) their operands are what 8-bit floats hold, and oneDNN multiplies them as bfloat16 and
+// sums in fp32: the arithmetic of a GPU's product of 8-bit floats, without its speed.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <algorithm>
 
 #include "worker/model/attention.h"
+#include "worker/model/e4m3.h"
 #include "worker/model/ops.h"
 #include "worker/model/parallel.h"
 #include "worker/model/row_kernels.h"
@@ -43,6 +48,19 @@ at::Tensor rounded(const at::Tensor& x) {
   return y;
 }
 
+// As 8-bit floats with one scale would hold it, in bfloat16.
+at::Tensor quantised(const at::Tensor& x) {
+  at::Tensor y = make(x.sizes(), true);
+  const at::Tensor from = x.contiguous();
+  std::vector<uint32_t> largest(size_t((x.numel() + kElementsPerTask - 1) / kElementsPerTask));
+  at::parallel_for(0, int64_t(largest.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) largest[size_t(i)] = kernels::largest_magnitude(in(from), i * kElementsPerTask, std::min(x.numel(), (i + 1) * kElementsPerTask));
+  });
+  const float scale = e4m3::scale_of(*std::max_element(largest.begin(), largest.end()));
+  at::parallel_for(0, x.numel(), kElementsPerTask, [&](int64_t first, int64_t last) { kernels::round_to_e4m3(in(from), scale, halves(y), first, last); });
+  return y;
+}
+
 kernels::AttentionShape attention_shape(const at::Tensor& qkv_rd, const Sequences& s) { return {s.count, s.heads, qkv_rd.size(0) / s.count, qkv_rd.size(1) / 3 / s.heads, s.unread}; }
 
 // Sums of a gradient over its rows into sum_d; the rounded gradient when asked for.
@@ -55,18 +73,21 @@ at::Tensor sum_rows(const at::Tensor& dy_rd, bool round, float* sum_d) {
   return half_rd.defined() ? half_rd : dy_rd;
 }
 
+// kE4m3: those of blocks read 8-bit floats, the patch embedding's bfloat16.
+enum class Products { kFloat, kHalf, kE4m3 };
+
 class CpuOps : public Ops {
  public:
-  CpuOps(const Layout& layout, bool half) : Ops(layout), half_(half) {}
+  CpuOps(const Layout& layout, Products products) : Ops(layout), half_(products != Products::kFloat), e4m3_(products == Products::kE4m3) {}
 
   at::Tensor linear(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, LinearFor use) const override {
-    const at::Tensor y_rd = product(w, x_rd, p);
+    const at::Tensor y_rd = product(w, x_rd, p, use != LinearFor::kStream);
     return use == LinearFor::kStream ? y_rd.to(at::kFloat) : y_rd;
   }
 
   Joined linear_add_norm(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, const at::Tensor& residual_rd, const NextNorm* next) const override {
     Joined joined;
-    at::Tensor added_rd = product(w, x_rd, p);
+    at::Tensor added_rd = product(w, x_rd, p, true);
     joined.sum_rd = is_half(added_rd) ? make(added_rd.sizes(), false) : added_rd;
     norm_rows(w, residual_rd, added_rd, joined, next);
     return joined;
@@ -74,7 +95,7 @@ class CpuOps : public Ops {
 
   Hidden linear_gelu(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const override {
     Hidden hidden;
-    hidden.before_rd = product(w, x_rd, p);
+    hidden.before_rd = product(w, x_rd, p, true);
     hidden.after_rd = at::empty_like(hidden.before_rd);
     at::parallel_for(0, hidden.before_rd.numel(), kElementsPerTask, [&](int64_t first, int64_t last) { kernels::gelu(in(hidden.before_rd), out(hidden.after_rd), first, last); });
     return hidden;
@@ -170,8 +191,9 @@ class CpuOps : public Ops {
  private:
   at::Tensor half_weight(const Weights& w, int place) const { return w.half ? weight(*w.half, place) : rounded(weight(w.full, place)); }
 
-  // x W^T + b, in the type that products have.
-  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const {
+  // x W^T + b, in the type that products have. in_block: not an embedding.
+  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, bool in_block) const {
+    if (e4m3_ && in_block) return at::addmm(half_weight(w, p.bias), quantised(x_rd), quantised(weight(w.full, p.weight)).t());
     if (half_) return at::addmm(half_weight(w, p.bias), rounded(x_rd), half_weight(w, p.weight).t());
     return at::addmm(weight(w.full, p.bias), x_rd, weight(w.full, p.weight).t());
   }
@@ -188,11 +210,13 @@ class CpuOps : public Ops {
     at::parallel_for(0, rows, kRowsPerTask, [&](int64_t first, int64_t last) { kernels::norm_rows(args, first, last); });
   }
 
-  bool half_;
+  bool half_, e4m3_;
 };
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(const Layout& layout, const std::string& precision) { return std::make_unique<CpuOps>(layout, precision != "fp32"); }
+std::unique_ptr<Ops> make_cpu_ops(const Layout& layout, const std::string& precision) {
+  return std::make_unique<CpuOps>(layout, precision == "fp32" ? Products::kFloat : precision == kFp8 ? Products::kE4m3 : Products::kHalf);
+}
 
 }  // namespace tessera::model

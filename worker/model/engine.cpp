@@ -45,8 +45,8 @@ kernels::Loss loss_kind(const std::string& name) {
 
 class NetworkEngine : public Engine {
  public:
-  NetworkEngine(const FunctionConfig& f, std::unique_ptr<Layout> layout, std::unique_ptr<Ops> ops)
-      : function_(f), layout_(std::move(layout)), passes_(std::move(ops)), encoder_(encoder_places(*layout_)), predictor_(predictor_places(*layout_)), loss_(loss_kind(f.optimizer.loss)) {
+  NetworkEngine(const FunctionConfig& f, std::unique_ptr<Layout> layout, std::unique_ptr<Ops> ops, std::unique_ptr<Ops> target_ops)
+      : function_(f), layout_(std::move(layout)), passes_(std::move(ops)), target_passes_(std::move(target_ops)), encoder_(encoder_places(*layout_)), predictor_(predictor_places(*layout_)), loss_(loss_kind(f.optimizer.loss)) {
     for (int c = 0; c < 3; ++c) mean_[c] = float(f.data.mean[size_t(c)]), std_[c] = float(f.data.std[size_t(c)]);
   }
 
@@ -126,8 +126,8 @@ class NetworkEngine : public Engine {
                           state.context_position.index_select(0, context), b * f.shape.contexts, heads, keep_tapes ? &f.encoder_tape : nullptr);
     if (hooks.before_target) hooks.before_target();
     const bool whole = function_.masks.target_masking == "output";
-    f.target_rd = whole ? encode(passes_, averaged(state), encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
-                        : encode(passes_, averaged(state), encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
+    f.target_rd = whole ? encode(target_passes_, averaged(state), encoder_, f.patches_rd, state.target_position.repeat({b, 1}), b, heads, nullptr)
+                        : encode(target_passes_, averaged(state), encoder_, f.patches_rd.index_select(0, rows_of(tile.targets, patches)),
                                  state.target_position.index_select(0, query), b * f.shape.targets, heads, nullptr);
     f.target_normed_rd = passes_.ops().target_norm(f.target_rd);
     if (keep_tapes) f.target_rd.reset();
@@ -157,7 +157,7 @@ class NetworkEngine : public Engine {
 
   FunctionConfig function_;
   std::unique_ptr<Layout> layout_;
-  Passes passes_;
+  Passes passes_, target_passes_;
   EncoderPlaces encoder_;
   PredictorPlaces predictor_;
   kernels::Loss loss_;
@@ -177,7 +177,8 @@ at::Tensor interpolate_position(const at::Tensor& table_nd, int64_t grid) {
 Result<std::unique_ptr<Engine>> Engine::make(const FunctionConfig& function, const std::string& device) {
   auto layout = std::make_unique<Layout>(Layout::make(function));
   TESSERA_ASSIGN(auto ops, make_ops(*layout, function.precision, device));
-  return std::unique_ptr<Engine>(std::make_unique<NetworkEngine>(function, std::move(layout), std::move(ops)));
+  TESSERA_ASSIGN(auto target_ops, make_ops(*layout, function.target_precision == "fp8" ? kFp8 : function.precision, device));
+  return std::unique_ptr<Engine>(std::make_unique<NetworkEngine>(function, std::move(layout), std::move(ops), std::move(target_ops)));
 }
 
 }  // namespace tessera::model

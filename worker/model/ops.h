@@ -122,7 +122,9 @@ class Ops {
   const Layout& layout_;
 };
 
-// precision: function.precision. layout must outlive it.
+// In place of a precision: bf16, with E4M3 operands (one scale a tensor, e4m3.h) for the products of blocks. Forward only.
+inline constexpr const char* kFp8 = "fp8";
+// precision: function.precision, or kFp8. layout must outlive it.
 std::unique_ptr<Ops> make_cpu_ops(const Layout& layout, const std::string& precision);
 
 }  // namespace tessera::model

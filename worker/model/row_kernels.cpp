@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "worker/model/e4m3.h"
 #include "worker/model/lanes.h"
 
 namespace tessera::model::kernels {
@@ -127,6 +128,46 @@ TESSERA_INLINE void sum_row(const T* from, int64_t d, Half* half, float* sums) {
   }
 }
 
+template <typename T>
+TESSERA_INLINE uint32_t largest_of(const T* from, int64_t first, int64_t last) {
+  VecBits most{};
+  for (int64_t i = first; i < last; i += kLanes) {
+    Vec x;
+    load(x, from + i, last - i);
+    VecBits bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < kLanes; ++i) largest = std::max(largest, uint32_t(most[i]));
+  return largest;
+}
+
+// e4m3::rounded(), sixteen at a time.
+TESSERA_INLINE void round_e4m3(Vec& x) {
+  VecBits bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const VecBits near = (bits + 0x7ffff + ((bits >> 20) & 1)) & 0xfff00000;
+  Vec normal;
+  std::memcpy(&normal, &near, sizeof normal);
+  const Vec small = (x + 24576.0f) - 24576.0f;
+  const Vec chosen = (bits & 0x7fffffff) < 0x3c800000 ? small : normal;
+  x = (x == x) ? chosen : x;
+}
+
+template <typename T>
+TESSERA_INLINE void round_all_e4m3(const T* from, float scale, Half* out, int64_t first, int64_t last) {
+  const float inverse = 1.0f / scale;
+  for (int64_t i = first; i < last; i += kLanes) {
+    Vec x;
+    load(x, from + i, last - i);
+    x = x * inverse;
+    round_e4m3(x);
+    store(out + i, x * scale, last - i);
+  }
+}
+
 }  // namespace
 
 TESSERA_CLONES
@@ -204,6 +245,17 @@ void round_to_half(const float* from, Half* out, int64_t first, int64_t last) {
     load(x, from + i, last - i);
     store(out + i, x, last - i);
   }
+}
+
+TESSERA_CLONES
+uint32_t largest_magnitude(In from, int64_t first, int64_t last) {
+  return from.full ? largest_of(from.full, first, last) : largest_of(from.half, first, last);
+}
+
+TESSERA_CLONES
+void round_to_e4m3(In from, float scale, Half* out, int64_t first, int64_t last) {
+  if (from.full) round_all_e4m3(from.full, scale, out, first, last);
+  else round_all_e4m3(from.half, scale, out, first, last);
 }
 
 }  // namespace tessera::model::kernels

@@ -85,4 +85,10 @@ void add_chunks(const float* scratch, int64_t chunks, int64_t d, float* out);
 // out[i] = from[i], rounded, for elements [first, last).
 void round_to_half(const float* from, Half* out, int64_t first, int64_t last);
 
+// The largest magnitude (e4m3.h) among elements [first, last).
+uint32_t largest_magnitude(In from, int64_t first, int64_t last);
+// out[i] = from[i] as E4M3 numbers times `scale` (e4m3.h: scale_of the array's largest magnitude) hold it: exact in bfloat16,
+// so that a product of bfloat16 with fp32 sums is one of 8-bit floats.
+void round_to_e4m3(In from, float scale, Half* out, int64_t first, int64_t last);
+
 }  // namespace tessera::model::kernels

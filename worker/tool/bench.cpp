@@ -29,7 +29,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string model = "vit_tiny", precision = "fp32", device = "cpu", config;
+  std::string model = "vit_tiny", precision = "fp32", target_precision = "same", device = "cpu", config;
   int64_t patch = 16, size = 224, tile = 16, threads = 1, repeats = 7, predictor_depth = 6, predictor_dim = 384;
   double peak_tflops = 0;  // 0: a product measured here
   bool json = false;
@@ -110,7 +110,7 @@ Result<FunctionConfig> function_of(const Options& o) {
   }
   TESSERA_ASSIGN(const Config config,
                  parse_config("function: {masks: {min_keep: 0}}", "bench", {"function.model.name=" + o.model, "function.model.patch_size=" + std::to_string(o.patch),
-                                                                            "function.model.image_size=" + std::to_string(o.size), "function.precision=" + o.precision,
+                                                                            "function.model.image_size=" + std::to_string(o.size), "function.precision=" + o.precision, "function.target_precision=" + o.target_precision,
                                                                             "function.batch.tile_size=" + std::to_string(o.tile), "function.batch.tiles=1",
                                                                             "function.predictor.depth=" + std::to_string(o.predictor_depth),
                                                                             "function.predictor.embed_dim=" + std::to_string(o.predictor_dim)}));
@@ -149,7 +149,7 @@ Result<nlohmann::json> run(const Options& o) {
                         {"product_tflops", peak},
                         {"memory_bytes", gpu ? model::backend()->peak_memory_bytes() : peak_resident_bytes(getpid())},
                         {"split", split_of(t, gpu)},
-                        {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
+                        {"settings", {{"model", f.model.name}, {"patch", f.model.patch_size}, {"size", f.model.image_size}, {"tile", images}, {"precision", f.precision}, {"target_precision", f.target_precision}, {"matmul", model::choose_matmul()}, {"device", o.device}, {"threads", o.threads}, {"repeats", o.repeats}}}};
 }
 
 }  // namespace
@@ -188,6 +188,7 @@ int bench_main(int argc, char** argv) {
     one->add_option("--predictor-dim", o.predictor_dim)->capture_default_str();
     one->add_flag("--json", o.json, "one JSON object on the last line");
   }
+  step->add_option("--target-precision", o.target_precision, "same or fp8")->capture_default_str();
   step->add_option("--peak-tflops", o.peak_tflops, "of the device, for mfu; default: NVIDIA's figure on a GPU, a matrix product measured in this run on a CPU")->check(CLI::PositiveNumber);
   try {
     app.parse(argc, argv);

@@ -149,6 +149,18 @@ TEST(Config, FunctionIdCoversEveryFunctionKey) {
   EXPECT_EQ(function_id(parsed(kYaml, {"operation.workers=9", "operation.data_path=elsewhere"}).function), id);
 }
 
+// Of kYaml before there were late keys: the run goes on under a newer version.
+TEST(Config, LateKeysAtTheirDefaultLeaveTheFunctionIdAlone) {
+  EXPECT_EQ(to_hex(function_id(parsed(kYaml).function)), "cbade86198ea4b0b2db1e62f50d346bb");
+  EXPECT_NE(to_hex(function_id(parsed(kYaml, {"function.precision=bf16", "function.target_precision=fp8"}).function)),
+            to_hex(function_id(parsed(kYaml, {"function.precision=bf16"}).function)));
+}
+
+TEST(Config, Fp8TargetsWantHalves) {
+  expect_has(refused(kYaml, {"function.target_precision=fp8"}), {"function.target_precision", "function.precision: bf16"});
+  EXPECT_EQ(parsed(kYaml, {"function.target_precision=fp8", "function.precision=published"}).function.target_precision, "fp8");
+}
+
 TEST(Config, LoadsAFileByItsName) {
   const test::Scratch folder;
   std::ofstream(folder / "mine.yaml") << kYaml;

@@ -53,6 +53,18 @@ TEST(Heads, WidthsThatTheAttentionKernelsLackAreRefused) {
   EXPECT_EQ(said(judge_heads(f)), "");
 }
 
+TEST(TargetPrecision, Fp8WantsANewDeviceAndEvenWidths) {
+  FunctionConfig f;
+  f.model.embed_dim = 1280, f.model.mlp_ratio = 4;
+  EXPECT_EQ(said(judge_target_precision("cuda:0", "NVIDIA A100", 8, 0, f)), "");
+  f.target_precision = "fp8";
+  EXPECT_THAT(said(judge_target_precision("cuda:0", "NVIDIA A100", 8, 0, f)), AllOf(HasSubstr("cuda:0 (NVIDIA A100)"), HasSubstr("8.0"), HasSubstr("set it to same")));
+  EXPECT_EQ(said(judge_target_precision("cuda:0", "NVIDIA L40", 8, 9, f)), "");
+  EXPECT_EQ(said(judge_target_precision("cuda:0", "NVIDIA H200", 9, 0, f)), "");
+  f.model.embed_dim = 200;
+  EXPECT_THAT(said(judge_target_precision("cuda:0", "NVIDIA H200", 9, 0, f)), AllOf(HasSubstr("200 channels"), HasSubstr("multiple of 16")));
+}
+
 TEST(Device, AProgramWithoutAGpuHalfSaysSo) {
   const auto engine = model::Engine::make({}, "cuda:0");
   ASSERT_FALSE(engine);

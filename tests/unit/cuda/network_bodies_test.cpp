@@ -196,5 +196,23 @@ TEST_P(Bodies, PatchesAreTheCpusBits) {
     for (size_t j = 0; j < kWidth; ++j) ASSERT_EQ(to_float(kept[r * kWidth + j]), rounded(want[size_t(rows[r]) * kWidth + j]));
 }
 
+template <typename T>
+void expect_e4m3(const std::vector<T>& x) {
+  uint32_t largest = 0;
+  for (const T v : x) largest = std::max(largest, model::e4m3::magnitude(to_float(v)));
+  std::vector<uint32_t> scratch(kPartsOfLargest);
+  std::vector<uint8_t> out(x.size());
+  float scale = 0;
+  to_e4m3(x.data(), int64_t(x.size()), scratch.data(), &scale, out.data(), nullptr);
+  ASSERT_EQ(scale, model::e4m3::scale_of(largest));
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(out[i], model::e4m3::encoded(to_float(x[i]) / scale)) << i << " of " << x.size();
+}
+TEST_P(Bodies, EightBitFloatsWithOneScale) {
+  for (const int64_t n : {16, 4096, 4112, 100'000}) {
+    const Floats x = random(n, 5);
+    expect_e4m3(x), expect_e4m3(halves(x));
+  }
+}
+
 }  // namespace
 }  // namespace tessera::cuda
