@@ -43,14 +43,6 @@ TESSERA_INLINE void product(const float* a, int64_t a_row, int64_t a_column, con
   for (; j < columns; j += kLanes) rows<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, count, inner);
 }
 
-TESSERA_INLINE float widened(float x) { return x; }
-TESSERA_INLINE float widened(Half x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, sizeof out);
-  return out;
-}
-
 // Rows of a head out of a packed matrix into [tokens, width], padded with zeros to width.
 template <typename T>
 TESSERA_INLINE void take(const T* from, int64_t stride, int64_t tokens, int64_t e, int64_t width, float scale, float* to) {
@@ -61,13 +53,16 @@ TESSERA_INLINE void take(const T* from, int64_t stride, int64_t tokens, int64_t 
       store(to + i * width + j, v * scale);
     }
 }
-// The same transposed: [e, columns].
+// The same transposed: [e, columns], sixteen tokens and channels at a time.
 template <typename T>
 TESSERA_INLINE void take_transposed(const T* from, int64_t stride, int64_t tokens, int64_t e, int64_t columns, float* to) {
-  for (int64_t j = 0; j < e; ++j)
-    for (int64_t i = tokens; i < columns; ++i) to[j * columns + i] = 0;
-  for (int64_t i = 0; i < tokens; ++i)
-    for (int64_t j = 0; j < e; ++j) to[j * columns + i] = widened(from[i * stride + j]);
+  for (int64_t i = 0; i < columns; i += kLanes)
+    for (int64_t j = 0; j < e; j += kLanes) {
+      Vec block[kLanes] = {};
+      for (int64_t k = 0; k < std::min(kLanes, tokens - i); ++k) load(block[k], from + (i + k) * stride + j, e - j);
+      transpose(block);
+      for (int64_t k = 0; k < std::min(kLanes, e - j); ++k) store(to + (j + k) * columns + i, block[k]);
+    }
 }
 template <typename T>
 TESSERA_INLINE void give(const float* from, int64_t width, int64_t tokens, int64_t e, T* to, int64_t stride) {

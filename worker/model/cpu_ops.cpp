@@ -81,23 +81,27 @@ class CpuOps : public Ops {
   CpuOps(const Layout& layout, Products products) : Ops(layout), half_(products != Products::kFloat), e4m3_(products == Products::kE4m3) {}
 
   at::Tensor linear(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, LinearFor use) const override {
-    const at::Tensor y_rd = product(w, x_rd, p, use != LinearFor::kStream);
+    if (use == LinearFor::kAttention && e4m3_) return product(w, x_rd, p).add_(half_weight(w, p.bias));
+    const at::Tensor y_rd = half_ ? at::addmm(half_weight(w, p.bias), rounded(x_rd), half_weight(w, p.weight).t()) : at::addmm(weight(w.full, p.bias), x_rd, weight(w.full, p.weight).t());
     return use == LinearFor::kStream ? y_rd.to(at::kFloat) : y_rd;
   }
 
   Joined linear_add_norm(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, const at::Tensor& residual_rd, const NextNorm* next) const override {
     Joined joined;
-    at::Tensor added_rd = product(w, x_rd, p, true);
+    at::Tensor added_rd = product(w, x_rd, p);
     joined.sum_rd = is_half(added_rd) ? make(added_rd.sizes(), false) : added_rd;
-    norm_rows(w, residual_rd, added_rd, joined, next);
+    norm_rows(w, residual_rd, added_rd, floats(weight(w.full, p.bias)), joined, next);
     return joined;
   }
 
   Hidden linear_gelu(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const override {
     Hidden hidden;
-    hidden.before_rd = product(w, x_rd, p, true);
+    hidden.before_rd = product(w, x_rd, p);
     hidden.after_rd = at::empty_like(hidden.before_rd);
-    at::parallel_for(0, hidden.before_rd.numel(), kElementsPerTask, [&](int64_t first, int64_t last) { kernels::gelu(in(hidden.before_rd), out(hidden.after_rd), first, last); });
+    hidden.bias_d = weight(w.full, p.bias);
+    const int64_t rows = hidden.before_rd.size(0), d = hidden.before_rd.size(1);
+    const kernels::Gelu args{in(hidden.before_rd), floats(std::as_const(hidden.bias_d)), d, out(hidden.after_rd)};
+    at::parallel_for(0, rows, kRowsPerTask, [&](int64_t first, int64_t last) { kernels::gelu(args, first, last); });
     return hidden;
   }
 
@@ -119,7 +123,7 @@ class CpuOps : public Ops {
     at::Tensor d_rd = linear_backward(w, hidden.after_rd, dy, p, gradient, true);  // after the GELU, then before it
     const int64_t rows = d_rd.size(0), d = d_rd.size(1), chunks = kernels::chunk_count(rows);
     at::Tensor scratch = make({chunks, d}, false), sum_d = make({d}, false);
-    const kernels::GeluBackward args{in(d_rd), in(hidden.before_rd), rows, d, out(d_rd), floats(scratch)};
+    const kernels::GeluBackward args{in(d_rd), in(hidden.before_rd), floats(hidden.bias_d), rows, d, out(d_rd), floats(scratch)};
     at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) { kernels::gelu_backward_chunks(args, first, last); });
     kernels::add_chunks(floats(scratch), chunks, d, floats(sum_d));
     return is_half(d_rd) ? Flow({}, d_rd, sum_d) : Flow(d_rd, {}, sum_d);
@@ -128,7 +132,7 @@ class CpuOps : public Ops {
   Norm norm(const Weights& w, const at::Tensor& x_rd, NormPlaces p, NormFor use) const override {
     Joined joined;
     const NextNorm next{p, use};
-    norm_rows(w, x_rd, {}, joined, &next);
+    norm_rows(w, x_rd, {}, nullptr, joined, &next);
     return joined.norm;
   }
 
@@ -191,17 +195,18 @@ class CpuOps : public Ops {
  private:
   at::Tensor half_weight(const Weights& w, int place) const { return w.half ? weight(*w.half, place) : rounded(weight(w.full, place)); }
 
-  // x W^T + b, in the type that products have. in_block: not an embedding.
-  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p, bool in_block) const {
-    if (e4m3_ && in_block) return at::addmm(half_weight(w, p.bias), quantised(x_rd), quantised(weight(w.full, p.weight)).t());
-    if (half_) return at::addmm(half_weight(w, p.bias), rounded(x_rd), half_weight(w, p.weight).t());
-    return at::addmm(weight(w.full, p.bias), x_rd, weight(w.full, p.weight).t());
+  // x W^T, in the type that products have, of a block's layer. The bias is left to whoever reads it: at::addmm copies it over the
+  // whole result first.
+  at::Tensor product(const Weights& w, const at::Tensor& x_rd, LinearPlaces p) const {
+    if (e4m3_) return at::mm(quantised(x_rd), quantised(weight(w.full, p.weight)).t());
+    if (half_) return at::mm(rounded(x_rd), half_weight(w, p.weight).t());
+    return at::mm(x_rd, weight(w.full, p.weight).t());
   }
 
-  // sum = residual + added (undefined: just the residual), and the norm that reads it.
-  void norm_rows(const Weights& w, const at::Tensor& residual_rd, const at::Tensor& added_rd, Joined& joined, const NextNorm* next) const {
+  // sum = residual + added + bias (undefined and null: just the residual), and the norm that reads it.
+  void norm_rows(const Weights& w, const at::Tensor& residual_rd, const at::Tensor& added_rd, const float* bias, Joined& joined, const NextNorm* next) const {
     const int64_t rows = residual_rd.size(0), d = residual_rd.size(1);
-    kernels::NormRows args{floats(residual_rd), added_rd.defined() ? in(added_rd) : kernels::In{}, added_rd.defined() ? floats(joined.sum_rd) : nullptr, nullptr, nullptr, float(kEps), rows, d, {}, nullptr, nullptr};
+    kernels::NormRows args{floats(residual_rd), added_rd.defined() ? in(added_rd) : kernels::In{}, bias, added_rd.defined() ? floats(joined.sum_rd) : nullptr, nullptr, nullptr, float(kEps), rows, d, {}, nullptr, nullptr};
     if (next) {
       joined.norm = {make({rows, d}, half_ && next->use == NormFor::kProduct), make({rows}, false), make({rows}, false)};
       args.gamma = floats(weight(w.full, next->places.weight)), args.beta = floats(weight(w.full, next->places.bias));

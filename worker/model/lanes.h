@@ -55,6 +55,19 @@ TESSERA_INLINE void store(T* to, const Vec& v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
 }
 
+// Rows become columns: in each of four rounds the halves of every pair of rows 2^k apart change places.
+template <int kApart>
+TESSERA_INLINE void exchange(Vec (&rows)[kLanes]) {
+  VecInt low, high;
+  for (int i = 0; i < kLanes; ++i) low[i] = i & kApart ? kLanes + i - kApart : i, high[i] = i & kApart ? kLanes + i : i + kApart;
+  for (int i = 0; i < kLanes; ++i)
+    if ((i & kApart) == 0) {
+      const Vec a = rows[i], b = rows[i + kApart];
+      rows[i] = __builtin_shuffle(a, b, low), rows[i + kApart] = __builtin_shuffle(a, b, high);
+    }
+}
+TESSERA_INLINE void transpose(Vec (&rows)[kLanes]) { exchange<8>(rows), exchange<4>(rows), exchange<2>(rows), exchange<1>(rows); }
+
 TESSERA_INLINE float fold(const Vec& v) {
   float eight[8], four[4];
   for (int i = 0; i < 8; ++i) eight[i] = v[i] + v[i + 8];

@@ -41,6 +41,7 @@ enum class LinearFor {
 };
 struct Hidden {
   at::Tensor before_rd, after_rd;  // GELU; inner
+  at::Tensor bias_d;               // fp32; defined where it is not in before_rd yet
 };
 // The sum of a residual connection, and the norm that reads it.
 struct Joined {

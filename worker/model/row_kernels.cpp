@@ -26,11 +26,11 @@ TESSERA_INLINE void statistics(const float* row, int64_t d, float eps, float& me
 }
 
 template <typename T>
-TESSERA_INLINE void add_row(const float* residual, const T* added, int64_t d, float* sum) {
+TESSERA_INLINE void add_row(const float* residual, const T* added, const float* bias, int64_t d, float* sum) {
   for (int64_t j = 0; j < d; j += kLanes) {
-    Vec a, b;
-    load(a, residual + j, d - j), load(b, added + j, d - j);
-    store(sum + j, a + b, d - j);
+    Vec a, b, c;
+    load(a, residual + j, d - j), load(b, added + j, d - j), load(c, bias + j, d - j);
+    store(sum + j, a + (b + c), d - j);
   }
 }
 
@@ -85,13 +85,14 @@ TESSERA_INLINE void normal(const Vec& x, Vec& cdf, Vec& pdf) {
   pdf = e * 0.39894228040143268f;
 }
 
-template <typename From, typename To>
-TESSERA_INLINE void gelu_elements(const From* before, To* after, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; i += kLanes) {
-    Vec x, cdf, pdf;
-    load(x, before + i, last - i);
+template <typename T>
+TESSERA_INLINE void gelu_row(const T* before, const float* bias, int64_t d, T* after) {
+  for (int64_t j = 0; j < d; j += kLanes) {
+    Vec x, b, cdf, pdf;
+    load(x, before + j, d - j), load(b, bias + j, d - j);
+    x = x + b;
     normal(x, cdf, pdf);
-    store(after + i, x * cdf, last - i);
+    store(after + j, x * cdf, d - j);
   }
 }
 
@@ -107,10 +108,11 @@ TESSERA_INLINE void for_chunks(int64_t first, int64_t last, int64_t rows, float*
 }
 
 template <typename T>
-TESSERA_INLINE void gelu_backward_row(const T* dafter, const T* before, T* dbefore, int64_t d, float* sums) {
+TESSERA_INLINE void gelu_backward_row(const T* dafter, const T* before, const float* bias, T* dbefore, int64_t d, float* sums) {
   for (int64_t j = 0; j < d; j += kLanes) {
-    Vec x, grad, cdf, pdf, sum;
-    load(x, before + j, d - j), load(grad, dafter + j, d - j);
+    Vec x, b, grad, cdf, pdf, sum;
+    load(x, before + j, d - j), load(b, bias + j, d - j), load(grad, dafter + j, d - j);
+    x = x + b;
     normal(x, cdf, pdf);
     grad = grad * (cdf + x * pdf);
     store(dbefore + j, grad, d - j);
@@ -176,8 +178,8 @@ void norm_rows(const NormRows& a, int64_t first, int64_t last) {
     const int64_t at = row * a.d;
     const float* sum = a.residual + at;
     if (a.added.full || a.added.half) {
-      if (a.added.full) add_row(a.residual + at, a.added.full + at, a.d, a.sum + at);
-      else add_row(a.residual + at, a.added.half + at, a.d, a.sum + at);
+      if (a.added.full) add_row(a.residual + at, a.added.full + at, a.bias, a.d, a.sum + at);
+      else add_row(a.residual + at, a.added.half + at, a.bias, a.d, a.sum + at);
       sum = a.sum + at;
     }
     if (!a.out.full && !a.out.half) continue;
@@ -210,17 +212,20 @@ void norm_backward_finish(const NormBackward& a, float* dgamma, float* dbeta, fl
 }
 
 TESSERA_CLONES
-void gelu(In before, Out after, int64_t first, int64_t last) {
-  if (before.full) gelu_elements(before.full, after.full, first, last);
-  else gelu_elements(before.half, after.half, first, last);
+void gelu(const Gelu& a, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t at = row * a.d;
+    if (a.before.full) gelu_row(a.before.full + at, a.bias, a.d, a.after.full + at);
+    else gelu_row(a.before.half + at, a.bias, a.d, a.after.half + at);
+  }
 }
 
 TESSERA_CLONES
 void gelu_backward_chunks(const GeluBackward& a, int64_t first, int64_t last) {
   if (a.before.full)
-    for_chunks(first, last, a.rows, a.scratch, a.d, [&](int64_t row, float* sums) __attribute__((always_inline)) { gelu_backward_row(a.dafter.full + row * a.d, a.before.full + row * a.d, a.dbefore.full + row * a.d, a.d, sums); });
+    for_chunks(first, last, a.rows, a.scratch, a.d, [&](int64_t row, float* sums) __attribute__((always_inline)) { gelu_backward_row(a.dafter.full + row * a.d, a.before.full + row * a.d, a.bias, a.dbefore.full + row * a.d, a.d, sums); });
   else
-    for_chunks(first, last, a.rows, a.scratch, a.d, [&](int64_t row, float* sums) __attribute__((always_inline)) { gelu_backward_row(a.dafter.half + row * a.d, a.before.half + row * a.d, a.dbefore.half + row * a.d, a.d, sums); });
+    for_chunks(first, last, a.rows, a.scratch, a.d, [&](int64_t row, float* sums) __attribute__((always_inline)) { gelu_backward_row(a.dafter.half + row * a.d, a.before.half + row * a.d, a.bias, a.dbefore.half + row * a.d, a.d, sums); });
 }
 
 TESSERA_CLONES

@@ -1,5 +1,5 @@
 // CPU kernels over the rows of activations, forward and backward, each doing in one pass what stands together in a block:
-// the residual sum with the LayerNorm after it, GELU's derivative with the bias gradient, a gradient with its bfloat16 twin.
+// a product's bias with what reads it, the residual sum with the LayerNorm after it, GELU's derivative with the bias gradient, a gradient with its bfloat16 twin.
 // Plain arrays in fp32 or bfloat16, arithmetic in fp32, no LibTorch.
 //
 // Bits depend on the arguments and on whether the CPU has fused multiply-add (numerics class); not on threads or vector
@@ -22,10 +22,11 @@ struct Either {
 using In = Either<const float*, const Half*>;
 using Out = Either<float*, Half*>;
 
-// sum = residual + added; out = (sum - mean) rstd gamma + beta over each row, biased variance.
+// sum = residual + (added + bias); out = (sum - mean) rstd gamma + beta over each row, biased variance.
 struct NormRows {
   const float* residual;  // [rows, d]; without `added` it is the sum itself
   In added;               // [rows, d]; both null: nothing is added
+  const float* bias;      // [d], of the product that `added` is
   float* sum;             // [rows, d], may be `residual` or added.full; written when something is added
   const float* gamma;     // [d]
   const float* beta;      // [d]
@@ -57,16 +58,24 @@ void norm_backward_chunks(const NormBackward& args, int64_t first, int64_t last)
 // wants as its bias gradient), each [d].
 void norm_backward_finish(const NormBackward& args, float* dgamma, float* dbeta, float* dx_sum);
 
-// Exact GELU, x Phi(x), of elements [first, last). erf by Abramowitz and Stegun 7.1.26 (error below 1.5e-7), which is what
-// LibTorch's vectorised erf is too.
-void gelu(In before, Out after, int64_t first, int64_t last);
+// Exact GELU, x Phi(x), x = before + bias. erf by Abramowitz and Stegun 7.1.26 (error below 1.5e-7), which is what LibTorch's
+// vectorised erf is too.
+struct Gelu {
+  In before;          // [rows, d]
+  const float* bias;  // [d]
+  int64_t d;
+  Out after;          // [rows, d]
+};
+// Rows [first, last); any thread.
+void gelu(const Gelu& args, int64_t first, int64_t last);
 
 struct GeluBackward {
-  In dafter;       // [rows, d]
-  In before;       // [rows, d]
+  In dafter;          // [rows, d]
+  In before;          // [rows, d]
+  const float* bias;  // [d]
   int64_t rows, d;
-  Out dbefore;     // [rows, d], may be dafter itself
-  float* scratch;  // d * chunk_count(rows)
+  Out dbefore;        // [rows, d], may be dafter itself
+  float* scratch;     // d * chunk_count(rows)
 };
 void gelu_backward_chunks(const GeluBackward& args, int64_t first, int64_t last);
 

@@ -64,11 +64,13 @@ struct Normed {
   Floats sum, out, mean, rstd;
   Halves half;
 };
+Floats added_bias(int64_t d) { return wave(d, 0.9); }
 Normed norm(const Floats& residual, In added, int64_t rows, int64_t d, bool half, int64_t cut) {
   const Floats gamma = wave(d, 0.3), beta = wave(d, 0.7);
   const size_t n = size_t(rows * d);
   Normed r{Floats(n), Floats(n), Floats(size_t(rows)), Floats(size_t(rows)), Halves(n)};
-  const NormRows args{residual.data(), added, r.sum.data(), gamma.data(), beta.data(), 1e-6f, rows, d, half ? Out{nullptr, r.half.data()} : Out{r.out.data(), nullptr}, r.mean.data(), r.rstd.data()};
+  const Floats bias = added_bias(d);
+  const NormRows args{residual.data(), added, bias.data(), r.sum.data(), gamma.data(), beta.data(), 1e-6f, rows, d, half ? Out{nullptr, r.half.data()} : Out{r.out.data(), nullptr}, r.mean.data(), r.rstd.data()};
   norm_rows(args, cut, rows);
   norm_rows(args, 0, cut);
   return r;
@@ -78,7 +80,7 @@ TEST(NormRows, AgreesWithDoubleForBothTypesAndAnyCut) {
   const int64_t rows = 7;
   for (const int64_t d : kWidths) {
     SCOPED_TRACE(d);
-    const Floats residual = wave(rows * d, 0.37, 2), added = wave(rows * d, 1.1), gamma = wave(d, 0.3), beta = wave(d, 0.7);
+    const Floats residual = wave(rows * d, 0.37, 2), added = wave(rows * d, 1.1), bias = added_bias(d), gamma = wave(d, 0.3), beta = wave(d, 0.7);
     const Halves added_half = rounded(added);
     const Normed whole = norm(residual, {added.data(), nullptr}, rows, d, false, 0), cut = norm(residual, {added.data(), nullptr}, rows, d, false, 3);
     EXPECT_EQ(whole.out, cut.out);
@@ -86,13 +88,13 @@ TEST(NormRows, AgreesWithDoubleForBothTypesAndAnyCut) {
     for (int64_t r = 0; r < rows; ++r) {
       double mean = 0, square = 0;
       const auto at = [&](int64_t j) { return size_t(r * d + j); };
-      for (int64_t j = 0; j < d; ++j) mean += double(residual[at(j)] + added[at(j)]) / double(d);
-      for (int64_t j = 0; j < d; ++j) square += std::pow(double(residual[at(j)] + added[at(j)]) - mean, 2) / double(d);
+      for (int64_t j = 0; j < d; ++j) mean += double(residual[at(j)] + (added[at(j)] + bias[size_t(j)])) / double(d);
+      for (int64_t j = 0; j < d; ++j) square += std::pow(double(residual[at(j)] + (added[at(j)] + bias[size_t(j)])) - mean, 2) / double(d);
       EXPECT_NEAR(whole.mean[size_t(r)], mean, 1e-6);
       EXPECT_NEAR(whole.rstd[size_t(r)] * std::sqrt(square + 1e-6), 1, 1e-3 * (d == 1) + 1e-5);
       for (int64_t j = 0; j < d; ++j) {
-        ASSERT_EQ(whole.sum[at(j)], residual[at(j)] + added[at(j)]);
-        ASSERT_EQ(half.sum[at(j)], residual[at(j)] + widened(added_half[at(j)]));
+        ASSERT_EQ(whole.sum[at(j)], residual[at(j)] + (added[at(j)] + bias[size_t(j)]));
+        ASSERT_EQ(half.sum[at(j)], residual[at(j)] + (widened(added_half[at(j)]) + bias[size_t(j)]));
         if (d > 1) {
           ASSERT_NEAR(whole.out[at(j)], (double(whole.sum[at(j)]) - mean) / std::sqrt(square + 1e-6) * gamma[size_t(j)] + beta[size_t(j)], 2e-5);
         }
@@ -113,7 +115,7 @@ Slopes norm_backward(const Floats& x, In dy, const Floats* residual, int64_t row
   const Floats gamma = wave(d, 0.3), zero(size_t(d), 0.0f);
   const size_t n = size_t(rows * d), width = size_t(d);
   Floats out(n), mean(static_cast<size_t>(rows)), rstd(static_cast<size_t>(rows)), scratch(size_t(3 * d * chunk_count(rows)));
-  norm_rows({x.data(), {}, nullptr, gamma.data(), zero.data(), 1e-6f, rows, d, {out.data(), nullptr}, mean.data(), rstd.data()}, 0, rows);
+  norm_rows({x.data(), {}, nullptr, nullptr, gamma.data(), zero.data(), 1e-6f, rows, d, {out.data(), nullptr}, mean.data(), rstd.data()}, 0, rows);
   Slopes s{Floats(n), Floats(width), Floats(width), Floats(width), Halves(n)};
   const NormBackward args{x.data(), dy, mean.data(), rstd.data(), gamma.data(), residual ? residual->data() : nullptr, rows, d, s.dx.data(), s.half.data(), scratch.data()};
   norm_backward_chunks(args, cut, chunk_count(rows));
@@ -128,7 +130,7 @@ TEST(NormBackward, AgreesWithThePlainOne) {
       SCOPED_TRACE("rows " + std::to_string(rows) + " d " + std::to_string(d));
       const Floats x = wave(rows * d, 0.37, 2), dy = wave(rows * d, 1.1), residual = wave(rows * d, 0.9), gamma = wave(d, 0.3), zero(size_t(d), 0.0f);
       Floats out(x.size()), mean(static_cast<size_t>(rows)), rstd(static_cast<size_t>(rows)), dx(x.size()), dgamma(static_cast<size_t>(d)), dbeta(static_cast<size_t>(d)), scratch(size_t(2 * d * chunk_count(rows)));
-      norm_rows({x.data(), {}, nullptr, gamma.data(), zero.data(), 1e-6f, rows, d, {out.data(), nullptr}, mean.data(), rstd.data()}, 0, rows);
+      norm_rows({x.data(), {}, nullptr, nullptr, gamma.data(), zero.data(), 1e-6f, rows, d, {out.data(), nullptr}, mean.data(), rstd.data()}, 0, rows);
       const LayerNormBackward plain{x.data(), dy.data(), mean.data(), rstd.data(), gamma.data(), residual.data(), rows, d, dx.data(), dgamma.data(), dbeta.data(), scratch.data()};
       layer_norm_backward_chunks(plain, 0, chunk_count(rows));
       layer_norm_backward_finish(plain);
@@ -154,15 +156,17 @@ TEST(NormBackward, AgreesWithThePlainOne) {
 
 TEST(Gelu, AndItsDerivativeAgreeWithDouble) {
   const int64_t rows = 70, d = 33;
-  const Floats x = wave(rows * d, 0.37, 6), dy = wave(rows * d, 1.1);
+  const Floats x = wave(rows * d, 0.37, 6), bias = wave(d, 0.9), dy = wave(rows * d, 1.1);
   Floats y(x.size()), parts(x.size()), dx(x.size()), scratch(size_t(d * chunk_count(rows))), sum(static_cast<size_t>(d)), wanted_sum(size_t(d), 0.0f);
-  gelu({x.data(), nullptr}, {y.data(), nullptr}, 0, rows * d);
-  gelu({x.data(), nullptr}, {parts.data(), nullptr}, 64, rows * d), gelu({x.data(), nullptr}, {parts.data(), nullptr}, 0, 64);
+  const auto forward = [&](In before, Out after, int64_t first, int64_t last) { gelu({before, bias.data(), d, after}, first, last); };
+  const auto backward = [&](In dafter, In before, Out dbefore) { gelu_backward_chunks({dafter, before, bias.data(), rows, d, dbefore, scratch.data()}, 0, chunk_count(rows)); };
+  forward({x.data(), nullptr}, {y.data(), nullptr}, 0, rows);
+  forward({x.data(), nullptr}, {parts.data(), nullptr}, 2, rows), forward({x.data(), nullptr}, {parts.data(), nullptr}, 0, 2);
   EXPECT_EQ(y, parts);
-  gelu_backward_chunks({{dy.data(), nullptr}, {x.data(), nullptr}, rows, d, {dx.data(), nullptr}, scratch.data()}, 0, chunk_count(rows));
+  backward({dy.data(), nullptr}, {x.data(), nullptr}, {dx.data(), nullptr});
   add_chunks(scratch.data(), chunk_count(rows), d, sum.data());
   for (size_t i = 0; i < x.size(); ++i) {
-    const double v = x[i], cdf = 0.5 * std::erfc(-v / std::sqrt(2.0)), pdf = std::exp(-v * v / 2) / std::sqrt(2 * M_PI);
+    const double v = x[i] + bias[i % size_t(d)], cdf = 0.5 * std::erfc(-v / std::sqrt(2.0)), pdf = std::exp(-v * v / 2) / std::sqrt(2 * M_PI);
     ASSERT_NEAR(y[i], v * cdf, 1e-6) << v;
     ASSERT_NEAR(dx[i], double(dy[i]) * (cdf + v * pdf), 1e-6) << v;
     wanted_sum[i % size_t(d)] += dx[i];
@@ -172,18 +176,18 @@ TEST(Gelu, AndItsDerivativeAgreeWithDouble) {
   const Halves x_half = rounded(x), dy_half = rounded(dy);
   const Floats x_wide = widened(x_half), dy_wide = widened(dy_half);
   Halves y_half(x.size()), dx_half(x.size());
-  gelu({nullptr, x_half.data()}, {nullptr, y_half.data()}, 0, rows * d);
-  gelu({x_wide.data(), nullptr}, {y.data(), nullptr}, 0, rows * d);
+  forward({nullptr, x_half.data()}, {nullptr, y_half.data()}, 0, rows);
+  forward({x_wide.data(), nullptr}, {y.data(), nullptr}, 0, rows);
   EXPECT_TRUE(same(y_half, rounded(y)));
-  gelu_backward_chunks({{nullptr, dy_half.data()}, {nullptr, x_half.data()}, rows, d, {nullptr, dx_half.data()}, scratch.data()}, 0, chunk_count(rows));
-  gelu_backward_chunks({{dy_wide.data(), nullptr}, {x_wide.data(), nullptr}, rows, d, {dx.data(), nullptr}, scratch.data()}, 0, chunk_count(rows));
+  backward({nullptr, dy_half.data()}, {nullptr, x_half.data()}, {nullptr, dx_half.data()});
+  backward({dy_wide.data(), nullptr}, {x_wide.data(), nullptr}, {dx.data(), nullptr});
   EXPECT_TRUE(same(dx_half, rounded(dx)));
 }
 
 TEST(Gelu, NanStaysNanAndLargeValuesAreThemselves) {
-  const Floats x{std::nanf(""), 40, -40, 1e30f};
+  const Floats x{std::nanf(""), 40, -40, 1e30f}, bias(4);
   Floats y(4);
-  gelu({x.data(), nullptr}, {y.data(), nullptr}, 0, 4);
+  gelu({{x.data(), nullptr}, bias.data(), 4, {y.data(), nullptr}}, 0, 1);
   EXPECT_TRUE(std::isnan(y[0]));
   EXPECT_EQ(y[1], 40);
   EXPECT_NEAR(y[2], 0, 1e-30);
