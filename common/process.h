@@ -14,7 +14,7 @@ namespace tessera {
 
 // GOMP_SPINCOUNT of a program that computes with threads: they wait for each other spinning for a few microseconds, then
 // asleep. LibTorch's default, milliseconds, keeps the cores from those that are waited for as soon as anything else runs.
-constexpr const char* kOpenMpSpins = "1000";
+constexpr const char* kOpenMpSpins = "2000";
 
 struct SpawnOptions {
   std::vector<std::string> command;             // [0] is a path

@@ -5,7 +5,8 @@
 
 One step is: target encoder without gradients, context encoder, predictor, smooth-L1, backward, AdamW, EMA; published module
 structure (nn.Linear, nn.LayerNorm, scaled_dot_product_attention, GELU), the same mask lengths as the benchmark. With --device cuda both run on the GPU (--tessera: the tessera-model that has CUDA). Runs of
-the two alternate, `rounds` times; medians are compared. bf16: torch.autocast(bfloat16).
+the two alternate, `rounds` times; each round gives a ratio of medians, and the median of these is the result. bf16:
+torch.autocast(bfloat16).
 """
 import argparse
 import json
@@ -118,7 +119,7 @@ class Step:
 def ours(o, repeats):
     command = [o.tessera, "bench", "step", "--model", o.model, "--patch", str(o.patch), "--size", str(o.size), "--tile", str(o.tile), "--precision", o.precision, "--device", o.device,
                "--threads", str(o.threads), "--predictor-dim", str(o.predictor_dim), "--predictor-depth", str(o.predictor_depth), "--repeats", str(repeats), "--json"]
-    environment = {**os.environ, "GOMP_SPINCOUNT": "1000"}  # as a trainer has it (common/process.h)
+    environment = {**os.environ, "GOMP_SPINCOUNT": "2000"}  # as a trainer has it (common/process.h)
     return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -139,16 +140,19 @@ def main():
     if o.compile:
         step.context, step.target, step.predictor = (torch.compile(m) for m in (step.context, step.target, step.predictor))
     step()
-    reference, tessera = [], []
+    reference, tessera = [], []  # a median each round
     for _ in range(o.rounds):
+        seconds = []
         for _ in range(o.repeats):
             start = time.perf_counter()
             step()
-            reference.append(o.tile / (time.perf_counter() - start))
+            seconds.append(time.perf_counter() - start)
+        reference.append(o.tile / statistics.median(seconds))
         tessera.append(ours(o, o.repeats)["images_per_second"]["median"])
+    ratios = [ours_now / theirs for ours_now, theirs in zip(tessera, reference)]  # neighbours in time: the machine's speed drifts
     result = {"schema": 1, "model": o.model, "precision": o.precision, "device": o.device, "tile": o.tile, "threads": o.threads, "torch": torch.__version__, "compiled": o.compile,
               "reference_images_per_second": statistics.median(reference), "tessera_images_per_second": statistics.median(tessera)}
-    result["ratio"] = result["tessera_images_per_second"] / result["reference_images_per_second"]
+    result["ratio"], result["ratios"] = statistics.median(ratios), [round(ratio, 3) for ratio in ratios]
     print(json.dumps(result) if o.json else f"{o.model} {o.precision}: PyTorch {result['reference_images_per_second']:.1f}, Tessera {result['tessera_images_per_second']:.1f} images/s, ratio {result['ratio']:.2f}")
     return 0
 

@@ -74,7 +74,7 @@ class CudaOps : public Ops {
     return want_dx ? at::mm(dy_rd, compute_weight(w, p.weight)) : at::Tensor();
   }
 
-  Hidden kept(const Hidden& hidden) const override { return {hidden.before_rd, {}}; }
+  Hidden kept(const Hidden& hidden) const override { return {hidden.before_rd, {}, {}}; }
   // The kernel that makes the gradient before the GELU reads what the GELU read, so it makes the GELU's output again: a
   // quarter of a block's memory for one more write.
   Flow gelu_linear_backward(const Weights& w, const Hidden& kept, const Flow& dy, LinearPlaces p, FlatBuffers& gradient) const override {

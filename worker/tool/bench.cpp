@@ -92,7 +92,7 @@ void time_gradient(model::Engine& engine, const model::State& state, const model
 }
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
 }
 
 // Medians. On a GPU the moments within a gradient pass when they are queued: only its end says something.

@@ -144,7 +144,7 @@ TEST_F(DaemonTest, OffersItsSlotsAndStartsTrainersWithTheirArgumentsAndAPinnedEn
   for (const auto& trainer : trainers) {
     const std::string id = trainer.line.find("node-a/0 --device") != std::string::npos ? "node-a/0" : "node-a/1";
     EXPECT_NE(trainer.incarnation, 0u);
-    EXPECT_THAT(trainer.line, testing::HasSubstr(" " + id + "=" + std::to_string(trainer.incarnation) + " MKL_CBWR=AVX2 OMP_NUM_THREADS=3 SPINS=1000 ATEN= DNNL= --coordinator 127.0.0.1:" + std::to_string(coordinator.port()) +
+    EXPECT_THAT(trainer.line, testing::HasSubstr(" " + id + "=" + std::to_string(trainer.incarnation) + " MKL_CBWR=AVX2 OMP_NUM_THREADS=3 SPINS=" + std::string(kOpenMpSpins) + " ATEN= DNNL= --coordinator 127.0.0.1:" + std::to_string(coordinator.port()) +
                                                  " --worker-id " + id + " --device " + (id == "node-a/0" ? "cpu" : "cuda:1") + " --advertise 10.0.0.7 --threads 3 --log-dir " + (folder / "logs")));
   }
   std::optional<proto::DaemonStatus> status;
