@@ -6,7 +6,8 @@
 // probabilities from the log-sum-exp of each row, as FlashAttention (Dao et al., 2022, algorithm 4) does.
 //
 // Bits: every element is one sum in the order of its inner index, so they depend on the arguments, and on whether the CPU
-// has fused multiply-add (numerics class); not on threads, vector width, or which (sequence, head) pairs a call names.
+// has fused multiply-add (numerics class); not on threads, vector width, or which (sequence, head) pairs a call names. In
+// halves they also depend on whether it multiplies bfloat16 pairs.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,9 @@ int64_t attention_scratch_floats(const AttentionShape& shape);
 // (sequence, head) pairs [first, last) of sequences * heads; pairs are independent: any thread.
 //   qkv [sequences * tokens, 3, heads, head_dim]; out [sequences * queries, heads, head_dim];
 //   lse [sequences, heads, queries] or null: log-sum-exp of the scaled logits, for the backward.
-// In halves: q, k, v, the answer and their gradients are stored in bfloat16, everything between is computed in fp32.
+// In halves: q, k, v, the answer and their gradients are stored in bfloat16; between them softmax and all sums are computed
+// in fp32, and products too, but where the CPU multiplies bfloat16 and head_dim is even: there the probabilities and their
+// gradient are rounded before they are multiplied (attention_bf16.h).
 void attention_forward(const AttentionShape& shape, const float* qkv, int64_t first, int64_t last, float* out, float* lse, float* scratch);
 void attention_forward(const AttentionShape& shape, const Half* qkv, int64_t first, int64_t last, Half* out, float* lse, float* scratch);
 

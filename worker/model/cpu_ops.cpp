@@ -2,8 +2,8 @@
 //
 // With bfloat16 products everything that a product reads or gives is stored in bfloat16 and each array is rounded once;
 // the residual stream, LayerNorm, GELU, softmax, sums and their gradients are computed in fp32, as the published code's
-// autocast does. Gradients of weights come out of the product rounded to bfloat16 (LibTorch has no product of halves with
-// an fp32 result on CPUs; autocast's are the same) and are summed over tiles in fp32.
+// autocast does. (Attention's products: attention.h.) Gradients of weights come out of the product rounded to bfloat16
+// (LibTorch has no product of halves with an fp32 result on CPUs; autocast's are the same) and are summed over tiles in fp32.
 //
 // With products of 8-bit floats (kFp8) their operands are what 8-bit floats hold, and oneDNN multiplies them as bfloat16 and
 // sums in fp32: the arithmetic of a GPU's product of 8-bit floats, without its speed.
