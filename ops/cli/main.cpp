@@ -57,13 +57,15 @@ int usage_error(CLI::App& app, const CLI::ParseError& error, const std::vector<s
   return exit_codes::kUsage;
 }
 
-// "tessera up configs/a.yaml --workers 2": as typed, without what chooses between a new and an old run.
-std::string command_as_typed(const std::vector<std::string>& words) {
+// "tessera up configs/a.yaml --workers 2": as typed, without what chooses between a new and an old run; onward: also without
+// --steps, where this one was to stop.
+std::string command_as_typed(const std::vector<std::string>& words, bool onward = false) {
   std::string out = "tessera";
   for (size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (word == "--fresh" || word == "--resume" || word.starts_with("--from=")) continue;
-    if (word == "--from") {  // what a run begins with is no part of going on with it
+    if (onward && word.starts_with("--steps=")) continue;
+    if (word == "--from" || (onward && word == "--steps")) {  // what a run begins with is no part of going on with it
       ++i;
       continue;
     }
@@ -123,7 +125,7 @@ class Commands {
 
   void add_up(CLI::App& app) {
     CLI::App* up = command(app, "up", "Train on this machine: coordinator, loaders, workers, watched until the end", [this] {
-      UpOptions options{a_.config, a_.overrides, a_.workers, a_.loaders, a_.steps, a_.from, StartMode::kUnspecified, a_.format(), command_as_typed(words_)};
+      UpOptions options{a_.config, a_.overrides, a_.workers, a_.loaders, a_.steps, a_.from, StartMode::kUnspecified, a_.format(), command_as_typed(words_), command_as_typed(words_, true)};
       if (a_.fresh) options.mode = StartMode::kFresh;
       if (a_.resume) options.mode = StartMode::kResume;
       return up_command(options);

@@ -198,18 +198,30 @@ void print_summary(const Json& summary, Format format) {
   if (format == Format::kJson) print_json(summary);
 }
 
-int summary_of_finished(const Plan& plan, Format format) {
+// Of a run that stands where it was told to stop, short of its length.
+std::string how_to_go_on(const Plan& plan, const UpOptions& options) {
+  const std::string where = "it stops at step " + human_count(plan.config.operation.stop_at_step) + " of " + human_count(plan.total_steps) + ", as it was told to; ";
+  return where + (options.steps > 0 ? "go on with it: " + options.onward + " --resume" : "raise operation.stop_at_step to go on with it");
+}
+bool told_to_stop_at(const Plan& plan, int64_t step) {
+  const int64_t stop = plan.config.operation.stop_at_step;
+  return stop > 0 && step >= stop && step < plan.total_steps;
+}
+
+int summary_of_finished(const Plan& plan, const UpOptions& options) {
   const std::string& dir = plan.start.run_dir;
-  say("run " + plan.start.run_id + " is finished already; `--fresh` starts a new one beside it");
   Json evaluation;
   if (const auto status = read_last_status(dir); status && status->contains("evaluation") && !(*status)["evaluation"].empty()) evaluation = (*status)["evaluation"];
-  print_summary(summarise(plan.start.run_id, dir, nullptr, 0, evaluation), format);
+  const Json summary = summarise(plan.start.run_id, dir, nullptr, 0, evaluation);
+  if (told_to_stop_at(plan, int64_t(number_at(summary, "/step")))) say("run " + plan.start.run_id + " is there already: " + how_to_go_on(plan, options));
+  else say("run " + plan.start.run_id + " is finished already; `--fresh` starts a new one beside it");
+  print_summary(summary, options.format);
   return exit_codes::kDone;
 }
 
 Result<int> run(const UpOptions& options, SignalWatch& signals) {
   TESSERA_ASSIGN(const Plan plan, make_plan(options, signals));
-  if (plan.start.action == StartAction::kShowSummary) return summary_of_finished(plan, options.format);
+  if (plan.start.action == StartAction::kShowSummary) return summary_of_finished(plan, options);
   const OperationConfig& operation = plan.config.operation;
   const double started = monotonic_seconds();
   ::unlink((plan.start.run_dir + "/status.json").c_str());  // of an earlier start
@@ -230,7 +242,8 @@ Result<int> run(const UpOptions& options, SignalWatch& signals) {
   const bool complete = code == exit_codes::kDone && int64_t(number_at(summary, "/step")) >= plan.total_steps;
   if (complete && operation.evaluate.at_end == "linear") summary["evaluation"] = evaluate_at_end(plan, signals);
   print_summary(summary, options.format);
-  if (code != exit_codes::kDone || !complete) say("go on with it: " + options.command + " --resume");
+  if (code == exit_codes::kDone && told_to_stop_at(plan, int64_t(number_at(summary, "/step")))) say(how_to_go_on(plan, options));
+  else if (code != exit_codes::kDone || !complete) say("go on with it: " + options.command + " --resume");
   return code;
 }
 

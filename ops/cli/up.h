@@ -19,6 +19,7 @@ struct UpOptions {
   StartMode mode = StartMode::kUnspecified;
   Format format = Format::kText;
   std::string command;                 // as typed, without --fresh and --resume, for printed commands
+  std::string onward;                  // that without --steps: what goes on beyond it
 };
 
 // Returns the exit code of INTERFACES.md. First SIGINT or SIGTERM: the run finishes its step, writes a checkpoint, 75; the second

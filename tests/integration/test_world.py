@@ -390,6 +390,14 @@ class SecondStart(WorldTest):
         second = self.run_once("--workers", "1", "--set", "function.steps=3", "--set", "function.warmup_steps=1", name="run")
         self.assertEqual(first["state_digest"], second["state_digest"])
 
+    def test_a_run_told_to_stop_early_says_how_to_go_on(self):
+        length = ("--workers", "1", "--set", "function.steps=4", "--set", "function.warmup_steps=1")
+        for sentence in ("it stops at step 2 of 4", "is there already: it stops at step 2 of 4"):
+            self.run_once(*length, "--steps", "2", name="run")
+            said = self.ups[-1].stderr()
+            self.assertIn(sentence, said)
+            self.assertNotIn("--steps", said.split("go on with it:")[1])
+        self.assertEqual(self.run_once(*length, "--resume", name="run")["step"], 4)
 
     def test_a_coordinator_resumed_behind_the_end_says_so_and_ends(self):
         """It died after the last checkpoint, its workers already sent home: nobody will come back."""
