@@ -11,6 +11,8 @@
 namespace tessera::model::e4m3 {
 
 constexpr uint32_t kInfinity = 0x7f800000;
+constexpr uint32_t kLeastNormal = 0x3c800000;  // 2^-6, as bits of a float
+constexpr float kToSteps = 24576;              // 1.5 * 2^14: adding it leaves multiples of 2^-9, the distance of numbers below 2^-6
 constexpr int kExponentLimit = 100;  // of a scale: it and its inverse are normal numbers
 
 TESSERA_BOTH uint32_t bits_of(float x) {
@@ -39,17 +41,16 @@ TESSERA_BOTH float scale_of(uint32_t largest) {
 
 // The nearest number of E4M3, ties to even. |x| <= 448, or NaN.
 TESSERA_BOTH float rounded(float x) {
-  constexpr float kSmall = 24576;  // 1.5 * 2^14: adding it leaves multiples of 2^-9, the distance of numbers below 2^-6
   const uint32_t bits = bits_of(x), near = (bits + 0x7ffff + ((bits >> 20) & 1)) & 0xfff00000;
   if (x != x) return x;
-  return (bits & 0x7fffffff) < 0x3c800000 ? (x + kSmall) - kSmall : float_of(near);
+  return (bits & 0x7fffffff) < kLeastNormal ? (x + kToSteps) - kToSteps : float_of(near);
 }
 // Its encoding. x as for rounded().
 TESSERA_BOTH uint8_t encoded(float x) {
   const float value = rounded(x);
   const uint32_t bits = bits_of(value), sign = (bits_of(x) >> 24) & 0x80, size = bits & 0x7fffffff;
   if (value != value) return uint8_t(sign | 0x7f);
-  if (size < 0x3c800000) return uint8_t(sign | uint32_t(float_of(size) * 512));
+  if (size < kLeastNormal) return uint8_t(sign | uint32_t(float_of(size) * 512));
   return uint8_t(sign | ((size >> 20) - ((127 - 7) << 3)));
 }
 

@@ -153,8 +153,8 @@ TESSERA_INLINE void round_e4m3(Vec& x) {
   const VecBits near = (bits + 0x7ffff + ((bits >> 20) & 1)) & 0xfff00000;
   Vec normal;
   std::memcpy(&normal, &near, sizeof normal);
-  const Vec small = (x + 24576.0f) - 24576.0f;
-  const Vec chosen = (bits & 0x7fffffff) < 0x3c800000 ? small : normal;
+  const Vec small = (x + e4m3::kToSteps) - e4m3::kToSteps;
+  const Vec chosen = (bits & 0x7fffffff) < e4m3::kLeastNormal ? small : normal;
   x = (x == x) ? chosen : x;
 }
 
