@@ -209,8 +209,11 @@ void expect_e4m3(const std::vector<T>& x) {
 }
 TEST_P(Bodies, EightBitFloatsWithOneScale) {
   for (const int64_t n : {16, 4096, 4112, 100'000}) {
-    const Floats x = random(n, 5);
-    expect_e4m3(x), expect_e4m3(halves(x));
+    for (const int64_t where : {int64_t{0}, n / 2 + 1, n - 1}) {  // the largest: each thread and either of a pair may have it
+      Floats x = random(n, 5);
+      x[size_t(where)] = 900;
+      expect_e4m3(x), expect_e4m3(halves(x));
+    }
   }
 }
 
